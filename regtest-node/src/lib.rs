@@ -10,6 +10,7 @@ mod engine;
 mod ledger;
 mod node;
 pub mod rpc;
+pub mod zmq;
 
 pub use engine::{RefusalClass, Verdict};
 pub use ledger::TransactionMix;

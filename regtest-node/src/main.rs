@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 use regtest_node::rpc::{Auth, Server};
+use regtest_node::zmq::Publisher;
 use regtest_node::{Node, NodeOptions, TransactionMix};
 
 /// A regtest node for mining: Bitcoin Core's consensus engine behind getblocktemplate and submitblock.
@@ -38,6 +39,10 @@ struct Arguments {
     /// Write a fresh `user:password` into this file, as bitcoind does, and remove it at the end.
     #[arg(long)]
     cookie_file: Option<PathBuf>,
+    /// Publish `hashblock` here, as bitcoind's -zmqpubhashblock does. The second line printed is
+    /// `publishing on tcp://ADDRESS`.
+    #[arg(long)]
+    zmq: Option<String>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -91,7 +96,14 @@ fn serve(arguments: Arguments) -> Result<(), Box<dyn std::error::Error>> {
     };
     let server = Server::start(Arc::clone(&node), &arguments.listen, auth)?;
     let mut out = std::io::stdout();
+    let publisher = match &arguments.zmq {
+        Some(listen) => Some(Publisher::start(Arc::clone(&node), listen).map_err(|error| format!("publishing on {listen}: {error}"))?),
+        None => None,
+    };
     writeln!(out, "listening on {}", server.address())?;
+    if let Some(publisher) = &publisher {
+        writeln!(out, "publishing on tcp://{}", publisher.address())?;
+    }
     out.flush()?;
     // Both flags are polled: a signal handler may do little else, and 50 ms more at the end hurt nobody.
     while !asked_to_end.load(std::sync::atomic::Ordering::Relaxed) && !server.is_stopping() {

@@ -1,7 +1,7 @@
 //! The node: one chain, its waiting transactions, templates made from both and verdicts on what comes back.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bitcoin::absolute::LockTime;
 use bitcoin::block::{Header, Version};
@@ -109,6 +109,8 @@ struct State {
     tip: BlockInfo,
     /// Counts changes of the waiting transactions; second half of the longpoll id, as in Core.
     updates: u64,
+    /// Counts new tips since the node began to answer.
+    tip_updates: u64,
     /// Makes coinbases of blocks at the same height differ.
     own_blocks: u32,
 }
@@ -146,7 +148,7 @@ impl Node {
     pub fn with_options(options: NodeOptions) -> Result<Self, NodeError> {
         let folder = tempfile::Builder::new().prefix("regtest-node-").tempdir().map_err(NodeError::Folder)?;
         let engine = Engine::open(folder.path())?;
-        let state = State { ledger: Ledger::new(options.seed), tip: engine.tip(), updates: 0, own_blocks: 0 };
+        let state = State { ledger: Ledger::new(options.seed), tip: engine.tip(), updates: 0, tip_updates: 0, own_blocks: 0 };
         let node = Self { engine, state: Mutex::new(state), changed: Condvar::new(), options, _folder: folder };
         node.mine_at_start()?;
         Ok(node)
@@ -202,16 +204,24 @@ impl Node {
 
     /// Waits until the tip or the waiting transactions differ from those `id` stands for. False: `timeout` has passed.
     pub fn wait_for_change(&self, id: &str, timeout: Duration) -> bool {
-        let end = Instant::now() + timeout;
-        let mut state = self.lock();
-        while longpoll_id(&state) == id {
-            let left = end.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return false;
-            }
-            (state, _) = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner);
-        }
-        true
+        let (state, _) =
+            self.changed.wait_timeout_while(self.lock(), timeout, |state| longpoll_id(state) == id).unwrap_or_else(PoisonError::into_inner);
+        longpoll_id(&state) != id
+    }
+
+    /// How many new tips there were since the node began to answer, and the present one.
+    pub fn tip_update(&self) -> (u64, BlockHash) {
+        let state = self.lock();
+        (state.tip_updates, state.tip.hash)
+    }
+
+    /// Waits until there were more than `known` new tips, or until `timeout` has passed; returns what `tip_update` does.
+    pub fn wait_for_tip_update(&self, known: u64, timeout: Duration) -> (u64, BlockHash) {
+        let (state, _) = self
+            .changed
+            .wait_timeout_while(self.lock(), timeout, |state| state.tip_updates == known)
+            .unwrap_or_else(PoisonError::into_inner);
+        (state.tip_updates, state.tip.hash)
     }
 
     /// Gives a serialised block to Core. Stricter than `bitcoind` in one point: its RPC repairs a coinbase without the
@@ -219,9 +229,9 @@ impl Node {
     pub fn submit(&self, block: &[u8]) -> Verdict {
         let mut state = self.lock();
         let verdict = self.submit_locked(&mut state, block, true);
-        if state.tip.hash == self.engine.tip().hash && verdict == Verdict::Accepted {
-            self.changed.notify_all();
-        }
+        drop(state);
+        // Those that wait look for themselves whether anything has changed.
+        self.changed.notify_all();
         verdict
     }
 
@@ -396,6 +406,8 @@ impl Node {
             self.rebuild_ledger(state);
         }
         state.updates += 1;
+        // Blocks at the start are not told either.
+        state.tip_updates += u64::from(top_up);
         if top_up {
             self.top_up(state);
         }

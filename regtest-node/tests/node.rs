@@ -10,6 +10,7 @@ use regtest_node::bitcoin::hashes::Hash;
 use regtest_node::bitcoin::hex::{DisplayHex, FromHex};
 use regtest_node::bitcoin::{Amount, Block, BlockHash, Transaction, TxMerkleNode, block};
 use regtest_node::rpc::{Auth, Server};
+use regtest_node::zmq::Publisher;
 use regtest_node::{Node, NodeOptions, TemplateOptions, TransactionMix, Verdict};
 use serde_json::{Value, json};
 
@@ -376,4 +377,44 @@ fn malformed_requests_are_answered_and_the_server_goes_on() {
     assert_eq!(batch[1]["result"], client.node.tip().to_string());
     assert!(batch[1].get("error").is_none());
     assert_eq!(client.node.tip().to_string().parse::<BlockHash>().ok(), Some(client.node.tip()));
+}
+
+#[test]
+fn a_subscriber_hears_of_every_new_tip_and_a_stranger_to_the_topic_of_none() {
+    let node = Arc::new(Node::new().expect("opens"));
+    let publisher = Publisher::start(Arc::clone(&node), "127.0.0.1:0").expect("listens");
+    let subscribe = |topic: &[u8]| {
+        let mut stream = TcpStream::connect(publisher.address()).expect("connects");
+        stream.set_read_timeout(Some(Duration::from_secs(20))).expect("set");
+        let mut greeting = [0; 64];
+        (greeting[0], greeting[9], greeting[10]) = (0xff, 0x7f, 3);
+        greeting[12..16].copy_from_slice(b"NULL");
+        stream.write_all(&greeting).expect("sends");
+        stream.write_all(b"\x04\x19\x05READY\x0bSocket-Type\x00\x00\x00\x03SUB").expect("sends");
+        stream.write_all(&[0, 1 + topic.len() as u8, 1]).expect("sends");
+        stream.write_all(topic).expect("sends");
+        // Their greeting and READY, of the same length as ours.
+        stream.read_exact(&mut [0; 64 + 27]).expect("greets");
+        stream
+    };
+    let mut all = subscribe(b"");
+    let mut blocks = subscribe(b"hashblock");
+    let mut transactions = subscribe(b"hashtx");
+    std::thread::sleep(Duration::from_millis(300)); // The subscription itself is not acknowledged by the protocol.
+    for number in 0..3_u32 {
+        let hash = node.mine_empty(1).expect("mined")[0];
+        for stream in [&mut all, &mut blocks] {
+            let mut message = [0; 2 + 9 + 2 + 32 + 2 + 4];
+            stream.read_exact(&mut message).expect("hears");
+            let mut expected = b"\x01\x09hashblock\x01\x20".to_vec();
+            expected.extend(hash.to_byte_array().iter().rev());
+            expected.extend([0, 4]);
+            expected.extend(number.to_le_bytes());
+            assert_eq!(message[..], expected[..]);
+        }
+    }
+    drop(publisher);
+    let mut rest = Vec::new();
+    let _ = transactions.read_to_end(&mut rest);
+    assert_eq!(rest, b"");
 }
