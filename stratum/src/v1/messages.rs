@@ -1,0 +1,65 @@
+//! Every line that the pool writes. Each answer has `id`, `result` and `error`, each line ends with LF.
+use super::IdToken;
+use otedama_primitives::{Difficulty, Job, ShareStatus, encode_hex};
+use std::io::Write;
+
+/// Answers a submit with its verdict: `{"id":ID,"result":true,"error":null}` or `{"id":ID,"result":null,"error":[code,"text",null]}`.
+pub fn answer(out: &mut Vec<u8>, id: &IdToken, status: ShareStatus) {
+    if status == ShareStatus::Accepted {
+        result(out, id, b"true");
+    } else {
+        error(out, id, status.wire_code(), status.wire_text());
+    }
+}
+
+/// Answers with `raw`, the text of a JSON value.
+pub(crate) fn result(out: &mut Vec<u8>, id: &IdToken, raw: &[u8]) {
+    out.extend_from_slice(b"{\"id\":");
+    out.extend_from_slice(id.as_bytes());
+    out.extend_from_slice(b",\"result\":");
+    out.extend_from_slice(raw);
+    out.extend_from_slice(b",\"error\":null}\n");
+}
+
+/// Answers with an error. `text` is ours and needs no escapes.
+pub(crate) fn error(out: &mut Vec<u8>, id: &IdToken, code: u8, text: &str) {
+    debug_assert!(text.bytes().all(|byte| (0x20..0x7f).contains(&byte) && byte != b'"' && byte != b'\\'));
+    out.extend_from_slice(b"{\"id\":");
+    out.extend_from_slice(id.as_bytes());
+    out.extend_from_slice(b",\"result\":null,\"error\":[");
+    let digits = [b'0' + code / 100, b'0' + code / 10 % 10, b'0' + code % 10];
+    out.extend_from_slice(if code >= 100 { &digits } else { &digits[1..] });
+    out.extend_from_slice(b",\"");
+    out.extend_from_slice(text.as_bytes());
+    out.extend_from_slice(b"\",null]}\n");
+}
+
+/// The difficulty as it is sent: whole numbers from 1 up, as old firmware reads them as integers.
+pub(crate) fn wire_difficulty(value: f64) -> Difficulty {
+    let clamped = Difficulty::clamped(value).get();
+    Difficulty::clamped(if clamped >= 1.0 { clamped.floor() } else { clamped })
+}
+
+/// Writes mining.set_difficulty. Plain decimal digits, never an exponent: hand-written parsers stop at the `e`.
+pub(crate) fn set_difficulty(out: &mut Vec<u8>, difficulty: Difficulty) {
+    // Writing into a Vec cannot fail.
+    let _ = writeln!(out, "{{\"id\":null,\"method\":\"mining.set_difficulty\",\"params\":[{}]}}", difficulty.get());
+}
+
+/// The mining.notify line of a job. prevhash has the bytes of each 4-byte word reversed against the header (the protocol's own order); version, nbits and ntime are numbers.
+pub(crate) fn notify_line(job: &Job, wire_id: u32, clean: bool) -> Vec<u8> {
+    let mut swapped = job.prev_hash.0;
+    swapped.chunks_exact_mut(4).for_each(<[u8]>::reverse);
+    let branch: Vec<String> = job.branch.iter().map(|sibling| format!("\"{}\"", encode_hex(&sibling.0))).collect();
+    format!(
+        "{{\"id\":null,\"method\":\"mining.notify\",\"params\":[\"{wire_id:08x}\",\"{}\",\"{}\",\"{}\",[{}],\"{:08x}\",\"{:08x}\",\"{:08x}\",{clean}]}}\n",
+        encode_hex(&swapped),
+        encode_hex(&job.coinbase_prefix),
+        encode_hex(&job.coinbase_suffix),
+        branch.join(","),
+        job.version,
+        job.nbits,
+        job.ntime,
+    )
+    .into_bytes()
+}
