@@ -1,0 +1,374 @@
+//! Every bound of the server with its bytes: what `otedama check` prints.
+//!
+//! Nothing in the server grows without a line here. The numbers that the code fixes come in as [`Limits`], those that the operator chooses from
+//! the [`Config`]; so a changed depth shows up without anybody remembering this page.
+
+use std::fmt::Write as _;
+
+use otedama_primitives::{Answer, BlockCandidate, Dimension, Submit, Verdict};
+use serde::Serialize;
+
+use crate::config::{Config, Cores, WhenFull};
+
+/// Numbers that the code fixes. All bytes are of one item.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Net stages.
+    pub nets: u64,
+    /// Validate stages (lanes).
+    pub lanes: u64,
+    /// Session columns of one connection: kept for `stratum.max_connections` from the start.
+    pub session_bytes: u64,
+    /// Bytes of one authorized worker of a session.
+    pub worker_bytes: u64,
+    /// Unsent bytes that a connection may have before it is closed.
+    pub write_buffer_bytes: u64,
+    /// Depth of a net's FIFO of shares in flight; also of `log_net`, which therefore never fills.
+    pub in_flight: u64,
+    /// Bytes of an entry of that FIFO: slot, generation, id token.
+    pub in_flight_bytes: u64,
+    /// Depth of each `net_validate` ring.
+    pub net_validate: u64,
+    /// Depth of each `validate_log` ring.
+    pub validate_log: u64,
+    /// Depth of each `net_log` ring.
+    pub net_log: u64,
+    /// Depth of each `validate_chain` ring.
+    pub validate_chain: u64,
+    /// Jobs that shares are taken for.
+    pub jobs_live: u64,
+    /// Bytes of a job's slot with its coinbase and branch.
+    pub job_bytes: u64,
+    /// Entries of the duplicate table of one live job in one lane.
+    pub duplicate_entries: u64,
+    /// Bytes of an entry.
+    pub duplicate_entry_bytes: u64,
+    /// Journal files, preallocated and recycled.
+    pub journal_files: u64,
+    /// Bytes of a journal file.
+    pub journal_file_bytes: u64,
+    /// Rows that the sealer encodes at once are a segment's; bytes of a row while it does.
+    pub seal_row_bytes: u64,
+    /// Bytes of a row in a sealed segment, on average.
+    pub sealed_row_bytes: u64,
+    /// Latency histograms: one per net, and one that merges them.
+    pub histograms_per_net: u64,
+    /// Bytes of a histogram.
+    pub histogram_bytes: u64,
+    /// Clients of the stats page at once.
+    pub stats_clients: u64,
+    /// Bytes that one of them may cost.
+    pub stats_client_bytes: u64,
+    /// Addresses whose rate of connects is watched at once.
+    pub connect_rate_addresses: u64,
+    /// Bytes for one of them.
+    pub connect_rate_bytes: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            nets: 1,
+            lanes: 1,
+            session_bytes: 512,
+            worker_bytes: 64,
+            write_buffer_bytes: 64 << 10,
+            in_flight: 1 << 15,
+            in_flight_bytes: 32,
+            net_validate: 1 << 14,
+            validate_log: 1 << 14,
+            net_log: 1 << 12,
+            validate_chain: 64,
+            jobs_live: 8,
+            job_bytes: 4 << 10,
+            duplicate_entries: 1 << 20,
+            duplicate_entry_bytes: 32,
+            journal_files: 4,
+            journal_file_bytes: 64 << 20,
+            seal_row_bytes: 128,
+            sealed_row_bytes: 70,
+            histograms_per_net: 2,
+            histogram_bytes: 64 << 10,
+            stats_clients: 64,
+            stats_client_bytes: 64 << 10,
+            connect_rate_addresses: 1 << 14,
+            connect_rate_bytes: 32,
+        }
+    }
+}
+
+impl Limits {
+    /// The defaults with as many stages as the config names cores; `auto` counts as `nets_auto` and `lanes_auto`.
+    pub fn of(config: &Config, nets_auto: u64, lanes_auto: u64) -> Limits {
+        let count = |cores: &Cores, auto: u64| match cores {
+            Cores::Auto => auto,
+            Cores::List(cores) => cores.len() as u64,
+        };
+        Limits { nets: count(&config.layout.net, nets_auto), lanes: count(&config.layout.validate, lanes_auto), ..Limits::default() }
+    }
+}
+
+/// When a bound's bytes are taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Taken {
+    /// Memory, all of it at start.
+    AtStart,
+    /// Memory, as it is needed, never more.
+    AtMost,
+    /// Disk.
+    Disk,
+}
+
+/// One bound.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Bound {
+    /// What is bounded.
+    pub name: String,
+    /// How many there may be.
+    pub count: u64,
+    /// Bytes of one.
+    pub bytes_each: u64,
+    /// Bytes of all.
+    pub bytes: u64,
+    /// When they are taken.
+    pub taken: Taken,
+    /// What happens to the one that does not fit.
+    pub what_happens_when_full: &'static str,
+}
+
+/// Every bound of a server with this configuration.
+pub fn bounds(config: &Config, limits: &Limits) -> Vec<Bound> {
+    let mut all = Vec::new();
+    let mut bound = |name: &str, count: u64, bytes_each: u64, taken: Taken, what_happens_when_full: &'static str| {
+        all.push(Bound {
+            name: name.to_owned(),
+            count,
+            bytes_each,
+            bytes: count.saturating_mul(bytes_each),
+            taken,
+            what_happens_when_full,
+        });
+    };
+    let size = |bytes: usize| bytes as u64;
+    let connections = u64::from(config.stratum.max_connections);
+    let workers = u64::from(config.stratum.max_workers_per_connection);
+    // One FIFO from each net to each validate stage it may feed: the wider side decides how many rings there are.
+    let pairs = limits.nets.max(limits.lanes);
+
+    bound("connections", connections, limits.session_bytes, Taken::AtStart, "the newest is closed before it is read");
+    bound("line buffers", connections, config.limits.line_bytes.into(), Taken::AtMost, "a longer line closes the connection, saying why");
+    bound("unsent answers", connections, limits.write_buffer_bytes, Taken::AtMost, "a miner that does not read is closed");
+    bound(
+        "workers of a connection",
+        connections.saturating_mul(workers),
+        limits.worker_bytes,
+        Taken::AtMost,
+        "mining.authorize is answered false (24)",
+    );
+    bound("connect rates", limits.connect_rate_addresses, limits.connect_rate_bytes, Taken::AtMost, "the oldest address is forgotten");
+    bound(
+        "shares in flight",
+        limits.nets * limits.in_flight,
+        limits.in_flight_bytes,
+        Taken::AtStart,
+        "net stops reading sockets; nothing is dropped",
+    );
+    bound("ring net_validate", pairs * limits.net_validate, size(size_of::<Submit>()), Taken::AtStart, "net waits");
+    bound("ring validate_log", limits.lanes * limits.validate_log, size(size_of::<Verdict>()), Taken::AtStart, "validate waits");
+    bound(
+        "ring log_net",
+        limits.nets * limits.in_flight,
+        size(size_of::<Answer>()),
+        Taken::AtStart,
+        "never: as deep as the shares in flight",
+    );
+    bound("ring net_log", limits.nets * limits.net_log, size(size_of::<Dimension>()), Taken::AtStart, "net waits");
+    bound(
+        "ring validate_chain",
+        limits.lanes * limits.validate_chain,
+        size(size_of::<BlockCandidate>()),
+        Taken::AtStart,
+        "the row carries the flag; chain reads it from the log",
+    );
+    bound("live jobs", limits.jobs_live, limits.job_bytes, Taken::AtStart, "the oldest job ends: its shares are stale (21)");
+    bound(
+        "duplicate tables",
+        limits.jobs_live * limits.lanes * limits.duplicate_entries,
+        limits.duplicate_entry_bytes,
+        Taken::AtStart,
+        "at three quarters chain issues a new job and the oldest ends",
+    );
+    bound(
+        "latency histograms",
+        limits.nets * limits.histograms_per_net + 1,
+        limits.histogram_bytes,
+        Taken::AtStart,
+        "never: larger values count in the last bucket",
+    );
+    bound(
+        "sealer's segment",
+        config.log.segment_rows.into(),
+        limits.seal_row_bytes,
+        Taken::AtMost,
+        "never: a segment ends at this number of rows",
+    );
+    bound("stats clients", limits.stats_clients, limits.stats_client_bytes, Taken::AtMost, "the newest is closed");
+    let log_full = match config.log.when_full {
+        WhenFull::Refuse => "new connections are shed, then shares answered 20 \"log full\"; blocks are submitted",
+        WhenFull::Rollup => "sums per worker and second take the rows' place",
+    };
+    bound(
+        "journal files",
+        limits.journal_files,
+        limits.journal_file_bytes,
+        Taken::Disk,
+        "log waits for the sealer, then shares are answered 20 \"log full\"",
+    );
+    bound("share log", 1, config.log.max_bytes, Taken::Disk, log_full);
+    all
+}
+
+/// How long the log's room lasts at a steady rate.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct LogRoom {
+    /// Shares a second.
+    pub shares_per_s: u64,
+    /// Hours until `log.max_bytes` is reached, nothing being deleted.
+    pub hours: f64,
+}
+
+/// The log's room at 1 k, 10 k, 100 k and 1 M shares a second.
+pub fn log_room(config: &Config, limits: &Limits) -> Vec<LogRoom> {
+    // The journal's files lie in the same folder and count.
+    let room = config.log.max_bytes.saturating_sub(limits.journal_files * limits.journal_file_bytes);
+    let rows = room / limits.sealed_row_bytes.max(1);
+    [1_000, 10_000, 100_000, 1_000_000].map(|rate| LogRoom { shares_per_s: rate, hours: rows as f64 / rate as f64 / 3600.0 }).to_vec()
+}
+
+/// The bounds and the log's room as `otedama check` prints them.
+pub fn table(config: &Config, limits: &Limits) -> String {
+    let bounds = bounds(config, limits);
+    let mut out = String::new();
+    let _ = writeln!(out, "{:<24} {:>13} {:>10} {:>10}  {:<8}  when full", "bound", "count", "each", "bytes", "taken");
+    for b in &bounds {
+        let taken = match b.taken {
+            Taken::AtStart => "at start",
+            Taken::AtMost => "at most",
+            Taken::Disk => "disk",
+        };
+        let _ = writeln!(
+            out,
+            "{:<24} {:>13} {:>10} {:>10}  {taken:<8}  {}",
+            b.name,
+            b.count,
+            bytes_text(b.bytes_each),
+            bytes_text(b.bytes),
+            b.what_happens_when_full
+        );
+    }
+    let total = |taken: Taken| bounds.iter().filter(|b| b.taken == taken).fold(0_u64, |sum, b| sum.saturating_add(b.bytes));
+    let _ = writeln!(
+        out,
+        "\nmemory at start {}, and at most {} more if every miner used all it may; disk {}",
+        bytes_text(total(Taken::AtStart)),
+        bytes_text(total(Taken::AtMost)),
+        bytes_text(config.log.max_bytes)
+    );
+    let _ = writeln!(out, "\nthe log's {} hold, at about {} bytes a row:", bytes_text(config.log.max_bytes), limits.sealed_row_bytes);
+    for room in log_room(config, limits) {
+        let _ = writeln!(out, "  {:>9} shares/s  {:>10.1} h", room.shares_per_s, room.hours);
+    }
+    out
+}
+
+/// `65536` as `64.0 KiB`.
+fn bytes_text(bytes: u64) -> String {
+    let mut value = bytes as f64;
+    for unit in ["B", "KiB", "MiB", "GiB"] {
+        if value < 1024.0 {
+            return if unit == "B" { format!("{bytes} B") } else { format!("{value:.1} {unit}") };
+        }
+        value /= 1024.0;
+    }
+    format!("{value:.1} TiB")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn find(bounds: &[Bound], name: &str) -> Bound {
+        bounds.iter().find(|b| b.name == name).expect(name).clone()
+    }
+
+    #[test]
+    fn every_bound_has_bytes_and_says_what_happens() {
+        let all = bounds(&Config::defaults(), &Limits::default());
+        for b in &all {
+            assert!(b.count > 0 && b.bytes_each > 0, "{b:?}");
+            assert_eq!(b.bytes, b.count * b.bytes_each, "{b:?}");
+            assert!(b.what_happens_when_full.len() > 5, "{b:?}");
+        }
+        let mut names: Vec<&str> = all.iter().map(|b| b.name.as_str()).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), all.len());
+        assert_eq!(find(&all, "duplicate tables").bytes, 8 * (1 << 20) * 32);
+        assert_eq!(find(&all, "ring net_validate").bytes, (1 << 14) * 64);
+        assert_eq!(find(&all, "ring log_net").bytes, (1 << 15) * 8);
+        assert_eq!(find(&all, "connections").count, 10_000);
+    }
+
+    #[test]
+    fn what_the_operator_chooses_moves_its_bound() {
+        let variables = [
+            ("OTEDAMA_STRATUM__MAX_CONNECTIONS", "7"),
+            ("OTEDAMA_LIMITS__LINE_BYTES", "1024"),
+            ("OTEDAMA_LAYOUT__NET", "0-2"),
+            ("OTEDAMA_LAYOUT__VALIDATE", "3,4"),
+            ("OTEDAMA_LOG__MAX_BYTES", "1 GiB"),
+        ];
+        let env = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let config = Config::load(None, env).expect("it loads");
+        let limits = Limits::of(&config, 1, 1);
+        assert_eq!((limits.nets, limits.lanes), (3, 2));
+        let all = bounds(&config, &limits);
+        assert_eq!(find(&all, "line buffers").bytes, 7 * 1024);
+        assert_eq!(find(&all, "ring net_validate").count, 3 << 14);
+        assert_eq!(find(&all, "ring validate_log").count, 2 << 14);
+        assert_eq!(find(&all, "share log").bytes, 1 << 30);
+    }
+
+    #[test]
+    fn ten_times_the_rate_lasts_a_tenth() {
+        let limits = Limits { journal_files: 0, ..Limits::default() };
+        let room = log_room(&Config::defaults(), &limits);
+        let rates: Vec<u64> = room.iter().map(|r| r.shares_per_s).collect();
+        assert_eq!(rates, [1_000, 10_000, 100_000, 1_000_000]);
+        // 64 GiB at 70 bytes a row: 981.7 million rows.
+        assert!((room[3].hours - 0.2727).abs() < 0.0001, "{room:?}");
+        assert!((room[0].hours / room[3].hours - 1000.0).abs() < 0.001);
+        let small = Limits { journal_file_bytes: u64::MAX / 4, ..Limits::default() };
+        assert_eq!(log_room(&Config::defaults(), &small)[0].hours, 0.0);
+    }
+
+    #[test]
+    fn the_table_names_every_bound() {
+        let (config, limits) = (Config::defaults(), Limits::default());
+        let text = table(&config, &limits);
+        for b in bounds(&config, &limits) {
+            assert!(text.contains(&b.name), "{}", b.name);
+        }
+        assert!(text.contains("100000 shares/s"));
+    }
+
+    #[test]
+    fn bytes_are_printed_in_the_largest_unit_that_fits() {
+        assert_eq!(bytes_text(0), "0 B");
+        assert_eq!(bytes_text(1023), "1023 B");
+        assert_eq!(bytes_text(1024), "1.0 KiB");
+        assert_eq!(bytes_text(64 << 30), "64.0 GiB");
+        assert_eq!(bytes_text(2 << 40), "2.0 TiB");
+    }
+}
