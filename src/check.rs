@@ -21,6 +21,8 @@ pub struct Limits {
     pub session_bytes: u64,
     /// Bytes of one authorized worker of a session.
     pub worker_bytes: u64,
+    /// The buffer that a net reads all its sockets into.
+    pub read_buffer_bytes: u64,
     /// Unsent bytes that a connection may have before it is closed.
     pub write_buffer_bytes: u64,
     /// Depth of a net's FIFO of shares in flight; also of `log_net`, which therefore never fills.
@@ -39,7 +41,9 @@ pub struct Limits {
     pub jobs_live: u64,
     /// Bytes of a job's slot with its coinbase and branch.
     pub job_bytes: u64,
-    /// Entries of the duplicate table of one live job in one lane.
+    /// Duplicate tables of a lane, one per job: more than `jobs_live`, as net may be some jobs behind validate.
+    pub duplicate_tables: u64,
+    /// Entries of a duplicate table.
     pub duplicate_entries: u64,
     /// Bytes of an entry.
     pub duplicate_entry_bytes: u64,
@@ -72,7 +76,8 @@ impl Default for Limits {
             lanes: 1,
             session_bytes: 512,
             worker_bytes: 64,
-            write_buffer_bytes: 64 << 10,
+            read_buffer_bytes: 64 << 10,
+            write_buffer_bytes: 256 << 10,
             in_flight: 1 << 15,
             in_flight_bytes: 32,
             net_validate: 1 << 14,
@@ -81,7 +86,8 @@ impl Default for Limits {
             validate_chain: 64,
             jobs_live: 8,
             job_bytes: 4 << 10,
-            duplicate_entries: 1 << 20,
+            duplicate_tables: 12,
+            duplicate_entries: 1 << 19,
             duplicate_entry_bytes: 32,
             journal_files: 4,
             journal_file_bytes: 64 << 20,
@@ -91,8 +97,8 @@ impl Default for Limits {
             histogram_bytes: 64 << 10,
             stats_clients: 64,
             stats_client_bytes: 64 << 10,
-            connect_rate_addresses: 1 << 14,
-            connect_rate_bytes: 32,
+            connect_rate_addresses: 1 << 16,
+            connect_rate_bytes: 64,
         }
     }
 }
@@ -157,7 +163,14 @@ pub fn bounds(config: &Config, limits: &Limits) -> Vec<Bound> {
     let pairs = limits.nets.max(limits.lanes);
 
     bound("connections", connections, limits.session_bytes, Taken::AtStart, "the newest is closed before it is read");
-    bound("line buffers", connections, config.limits.line_bytes.into(), Taken::AtMost, "a longer line closes the connection, saying why");
+    bound("read buffers", limits.nets, limits.read_buffer_bytes, Taken::AtStart, "the rest is read in the next pass");
+    bound(
+        "unfinished lines",
+        connections,
+        config.limits.line_bytes.into(),
+        Taken::AtMost,
+        "a longer line closes the connection, saying why",
+    );
     bound("unsent answers", connections, limits.write_buffer_bytes, Taken::AtMost, "a miner that does not read is closed");
     bound(
         "workers of a connection",
@@ -166,7 +179,13 @@ pub fn bounds(config: &Config, limits: &Limits) -> Vec<Bound> {
         Taken::AtMost,
         "mining.authorize is answered false (24)",
     );
-    bound("connect rates", limits.connect_rate_addresses, limits.connect_rate_bytes, Taken::AtMost, "the oldest address is forgotten");
+    bound(
+        "connect rates",
+        limits.connect_rate_addresses,
+        limits.connect_rate_bytes,
+        Taken::AtMost,
+        "new addresses are refused until an old one was quiet for a second",
+    );
     bound(
         "shares in flight",
         limits.nets * limits.in_flight,
@@ -194,9 +213,9 @@ pub fn bounds(config: &Config, limits: &Limits) -> Vec<Bound> {
     bound("live jobs", limits.jobs_live, limits.job_bytes, Taken::AtStart, "the oldest job ends: its shares are stale (21)");
     bound(
         "duplicate tables",
-        limits.jobs_live * limits.lanes * limits.duplicate_entries,
+        limits.lanes * limits.duplicate_tables * limits.duplicate_entries,
         limits.duplicate_entry_bytes,
-        Taken::AtStart,
+        Taken::AtMost,
         "at three quarters chain issues a new job and the oldest ends",
     );
     bound(
@@ -213,7 +232,7 @@ pub fn bounds(config: &Config, limits: &Limits) -> Vec<Bound> {
         Taken::AtMost,
         "never: a segment ends at this number of rows",
     );
-    bound("stats clients", limits.stats_clients, limits.stats_client_bytes, Taken::AtMost, "the newest is closed");
+    bound("stats clients", limits.stats_clients, limits.stats_client_bytes, Taken::AtMost, "the newest waits in the listen queue");
     let log_full = match config.log.when_full {
         WhenFull::Refuse => "new connections are shed, then shares answered 20 \"log full\"; blocks are submitted",
         WhenFull::Rollup => "sums per worker and second take the rows' place",
@@ -314,7 +333,7 @@ mod tests {
         names.sort_unstable();
         names.dedup();
         assert_eq!(names.len(), all.len());
-        assert_eq!(find(&all, "duplicate tables").bytes, 8 * (1 << 20) * 32);
+        assert_eq!(find(&all, "duplicate tables").bytes, 12 * (1 << 19) * 32);
         assert_eq!(find(&all, "ring net_validate").bytes, (1 << 14) * 64);
         assert_eq!(find(&all, "ring log_net").bytes, (1 << 15) * 8);
         assert_eq!(find(&all, "connections").count, 10_000);
@@ -334,7 +353,7 @@ mod tests {
         let limits = Limits::of(&config, 1, 1);
         assert_eq!((limits.nets, limits.lanes), (3, 2));
         let all = bounds(&config, &limits);
-        assert_eq!(find(&all, "line buffers").bytes, 7 * 1024);
+        assert_eq!(find(&all, "unfinished lines").bytes, 7 * 1024);
         assert_eq!(find(&all, "ring net_validate").count, 3 << 14);
         assert_eq!(find(&all, "ring validate_log").count, 2 << 14);
         assert_eq!(find(&all, "share log").bytes, 1 << 30);

@@ -30,15 +30,10 @@ pub const COINBASE_SCRIPT_BYTES_MAX: usize = 100;
 /// Smallest and largest difficulty that is served; their work fits a u64.
 const DIFFICULTY: (f64, f64) = (otedama_primitives::DIFFICULTY_MIN, otedama_primitives::DIFFICULTY_MAX);
 
-/// Bytes of the coinbase input's script: height push (at most 5), job number push (9), tag push, extranonce push. An upper bound, so that a tag that
-/// passes here fits at every height.
+/// Bytes of the coinbase input's script at heights to 8,388,607: height push (4), job number push (9), one push of both extranonces, tag. The same sum as
+/// chain's own, which refuses what is too long once more.
 pub fn coinbase_script_bytes(tag_bytes: usize, extranonce2_bytes: u8) -> usize {
-    let tag_push = match tag_bytes {
-        0 => 0,
-        1..=75 => 1 + tag_bytes,
-        _ => 2 + tag_bytes,
-    };
-    5 + 9 + tag_push + 1 + 4 + usize::from(extranonce2_bytes)
+    4 + 9 + 1 + 4 + usize::from(extranonce2_bytes) + tag_bytes
 }
 
 /// A type whose values are a few words.
@@ -72,7 +67,7 @@ words! {
         #[default]
         Main = "main",
         /// The third test network.
-        Test = "test",
+        Testnet3 = "testnet3",
         /// The fourth test network.
         Testnet4 = "testnet4",
         /// The signed test network.
@@ -365,9 +360,9 @@ pub struct MinerLimits {
     pub line_bytes: u32,
     /// Seconds within which a connection must authorize.
     pub authorize_within_s: u64,
-    /// Refused shares a second and session; 0 = no limit.
+    /// Refused shares a second and session; `u32::MAX` (0 in the file) is no limit.
     pub refused_per_s: u32,
-    /// New connections a second and address; 0 = no limit.
+    /// New connections a second and address; `u32::MAX` (0 in the file) is no limit.
     pub connects_per_ip_per_s: u32,
     /// Where not empty, only these may connect.
     pub allow: Vec<Cidr>,
@@ -670,7 +665,7 @@ static KEYS: &[Key] = &[
         "chain",
         "network",
         "\"main\"",
-        "\"main\", \"test\", \"testnet4\", \"signet\" or \"regtest\"",
+        "\"main\", \"testnet3\", \"testnet4\", \"signet\" or \"regtest\"",
         "Network of the coin; the payout address must belong to it.",
         |c, v| {
             c.chain.network = v.word()?;
@@ -745,11 +740,13 @@ static KEYS: &[Key] = &[
         "chain",
         "coinbase_tag",
         "\"/otedama/\"",
-        "a text of at most 100 bytes",
+        "a text of at most 100 printable ASCII characters",
         "What the coinbase of every block says; the whole script must stay within 100 bytes.",
         |c, v| {
             c.chain.coinbase_tag = v.text()?;
-            v.check(c.chain.coinbase_tag.len() <= COINBASE_SCRIPT_BYTES_MAX)
+            v.check(
+                c.chain.coinbase_tag.len() <= COINBASE_SCRIPT_BYTES_MAX && c.chain.coinbase_tag.bytes().all(|b| (0x20..0x7f).contains(&b)),
+            )
         },
     ),
     key(
@@ -934,7 +931,7 @@ static KEYS: &[Key] = &[
         "a whole number a second from 0 (no limit) to 1000000",
         "Refused shares a second beyond which a session is closed.",
         |c, v| {
-            c.limits.refused_per_s = v.whole(0, 1_000_000)? as u32;
+            c.limits.refused_per_s = v.rate()?;
             Ok(())
         },
     ),
@@ -945,7 +942,7 @@ static KEYS: &[Key] = &[
         "a whole number a second from 0 (no limit) to 1000000",
         "New connections a second that one address may open.",
         |c, v| {
-            c.limits.connects_per_ip_per_s = v.whole(0, 1_000_000)? as u32;
+            c.limits.connects_per_ip_per_s = v.rate()?;
             Ok(())
         },
     ),
@@ -1074,6 +1071,14 @@ impl Given<'_> {
             Given::Toml(_) => None,
         };
         number.filter(|number| (min..=max).contains(number)).ok_or_else(|| self.found())
+    }
+
+    /// A number a second; 0 stands for no limit.
+    fn rate(&self) -> Result<u32, String> {
+        Ok(match self.whole(0, 1_000_000)? {
+            0 => u32::MAX,
+            rate => rate as u32,
+        })
     }
 
     fn number(&self, min: f64, max: f64) -> Result<f64, String> {
@@ -1703,7 +1708,7 @@ fn address_fits(network: Network, address: &str) -> bool {
     let lower = address.to_ascii_lowercase();
     let (bech32, base58): (&str, &[char]) = match network {
         Network::Main => ("bc1", &['1', '3']),
-        Network::Test | Network::Testnet4 | Network::Signet => ("tb1", &['m', 'n', '2']),
+        Network::Testnet3 | Network::Testnet4 | Network::Signet => ("tb1", &['m', 'n', '2']),
         Network::Regtest => ("bcrt1", &['m', 'n', '2']),
     };
     lower.starts_with(bech32) || address.starts_with(base58)
@@ -1944,6 +1949,8 @@ mod tests {
         ("[vardiff]\nenabled = \"true\"", 2, 11, &["without quotes"]),
         ("[vardiff]\nenabled = 1", 2, 11, &["true or false; found 1"]),
         ("[chain]\nnetwork = \"mainnet\"", 2, 11, &["did you mean \"main\"?"]),
+        ("[chain]\nnetwork = \"testnet\"", 2, 11, &["did you mean \"testnet3\"?"]),
+        ("[chain]\ncoinbase_tag = \"/ä/\"", 2, 16, &["printable ASCII"]),
         ("[chain]\nnetwork = \"regtst\"", 2, 11, &["did you mean \"regtest\"?"]),
         ("[chain]\nrpc = [\"127.0.0.1:8332\"]", 2, 7, &["did you mean \"http://127.0.0.1:8332\"?"]),
         ("[chain]\nrpc = [\"practice\", \"http://127.0.0.1:8332\"]", 2, 7, &["it stands alone"]),
@@ -2173,10 +2180,9 @@ mod tests {
     fn keys_are_judged_together() {
         let practice = "[chain]\nrpc = [\"practice\"]\n";
         let long_tag = |bytes: usize| format!("{practice}coinbase_tag = \"{}\"", "x".repeat(bytes));
-        // 5 + 9 + 1 + 73 + 1 + 4 + 8 = 101.
-        assert_eq!(coinbase_script_bytes(72, 8), 100);
-        assert_eq!(refused(&load(&long_tag(72)).expect("it loads")), Vec::<String>::new());
-        let over = load(&long_tag(73)).expect("it loads");
+        assert_eq!(coinbase_script_bytes(74, 8), 100);
+        assert_eq!(refused(&load(&long_tag(74)).expect("it loads")), Vec::<String>::new());
+        let over = load(&long_tag(75)).expect("it loads");
         assert_eq!(refused(&over), ["chain.coinbase_tag"]);
         assert!(over.validate()[0].message.contains("shorten it by 1"));
         for (text, keys) in [
