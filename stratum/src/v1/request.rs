@@ -33,3 +33,84 @@ impl std::fmt::Debug for IdToken {
         write!(f, "IdToken({})", String::from_utf8_lossy(self.as_bytes()))
     }
 }
+
+/// What a line asks for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Method {
+    /// `mining.subscribe`.
+    Subscribe,
+    /// `mining.authorize`.
+    Authorize,
+    /// `mining.configure` (BIP 310).
+    Configure,
+    /// `mining.suggest_difficulty`.
+    SuggestDifficulty,
+    /// `mining.suggest_target`.
+    SuggestTarget,
+    /// `mining.extranonce.subscribe`.
+    ExtranonceSubscribe,
+    /// `mining.submit`.
+    Submit,
+    /// `mining.ping`.
+    Ping,
+    /// `mining.get_transactions`.
+    GetTransactions,
+    /// Another method.
+    Unknown,
+    /// No method but a result or an error: the miner's answer to something.
+    Answer,
+    /// Neither: no Stratum at all.
+    Missing,
+}
+
+impl Method {
+    /// The method of this name.
+    #[inline]
+    pub fn from_name(name: &[u8]) -> Self {
+        match name {
+            b"mining.submit" => Self::Submit,
+            b"mining.subscribe" => Self::Subscribe,
+            b"mining.authorize" => Self::Authorize,
+            b"mining.configure" => Self::Configure,
+            b"mining.suggest_difficulty" => Self::SuggestDifficulty,
+            b"mining.suggest_target" => Self::SuggestTarget,
+            b"mining.extranonce.subscribe" => Self::ExtranonceSubscribe,
+            b"mining.ping" => Self::Ping,
+            b"mining.get_transactions" => Self::GetTransactions,
+            _ => Self::Unknown,
+        }
+    }
+}
+
+/// One element of `params`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Param<'a> {
+    /// A string, unescaped.
+    Text(&'a [u8]),
+    /// A number, as its JSON text.
+    Number(&'a [u8]),
+    /// true or false.
+    Bool(bool),
+    /// null, and every element that did not come.
+    Null,
+    /// An array or an object as its JSON text; also a string that no Unicode text stands behind (half a surrogate pair).
+    Nested(&'a [u8]),
+}
+
+/// A line as both scanner tiers hand it to the session.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Request<'a> {
+    /// The id; `IdToken::NULL` when there is none, None when it cannot be echoed (over 16 bytes, or no number, string or null).
+    pub id: Option<IdToken>,
+    /// What it asks for.
+    pub method: Method,
+    /// The first elements of params; Null past `params_count`.
+    pub params: [Param<'a>; Request::PARAMS_MAX],
+    /// Elements that params has; 0 when it is missing or no array.
+    pub params_count: u32,
+}
+
+impl Request<'_> {
+    /// Elements of params that are kept; the others are counted.
+    pub const PARAMS_MAX: usize = 8;
+}

@@ -1,6 +1,10 @@
 //! The state of one Stratum V1 connection: lines in, replies and events out.
-use super::{IdToken, JobBook, PublishedJob};
-use otedama_primitives::{Difficulty, SessionRecord, Submit, WorkerRecord};
+use super::request::{Method, Param, Request};
+use super::{IdToken, JobBook, PublishedJob, configure, lines, messages, scan, slow};
+use otedama_primitives::{
+    Difficulty, SessionRecord, ShareStatus, Submit, Target, Work, WorkerId, WorkerName, WorkerRecord, decode_hex, flags,
+};
+use std::io::Write;
 use std::net::SocketAddr;
 
 /// What all sessions of a server share; from the config.
@@ -81,29 +85,121 @@ pub enum Event {
     Close(&'static str),
 }
 
-/// One connection.
+/// Longest user agent in a `SessionRecord`, bytes.
+const AGENT_BYTES_MAX: usize = 128;
+/// Longest peer address in a `SessionRecord`, bytes.
+const PEER_BYTES_MAX: usize = 56;
+/// Each subscribe is answered with a whole job: a few are a miner that lost its state, more are an amplifier.
+const SUBSCRIBES_MAX: u8 = 16;
+/// A suggestion within this time of the last retarget is not followed, for the same reason.
+const SUGGEST_INTERVAL_US: u64 = 1_000_000;
+
+/// A worker that this connection may submit for.
+#[derive(Debug)]
+struct Worker {
+    name: Box<str>,
+    id: WorkerId,
+}
+
+/// One connection: plain columns of at most 200 bytes, and the workers' names on the heap.
 #[derive(Debug)]
 pub struct Session {
+    /// Sorted by name.
+    workers: Vec<Worker>,
+    /// The difficulty that was chosen (config, suggestion, later vardiff); what is sent is the network's where that is less.
+    wanted: Difficulty,
+    /// The difficulty in force since `first_job`.
+    sent: Difficulty,
+    /// Least difficulty by mining.configure's minimum-difficulty.
+    floor: Difficulty,
+    /// Work of `sent`.
+    work_now: Work,
+    /// Work of the jobs before `first_job`; the least of them where several retargets overlap.
+    work_before: Work,
+    /// Until then a share is judged at the easier of the two; 0 before the first retarget.
+    grace_until_us: u64,
     seat: Seat,
+    /// Bits that mining.configure granted.
+    version_mask: u32,
+    /// Counter of the first job that was sent at `sent`.
+    first_job: u32,
+    /// Counter of the newest job that was sent; 0 for none.
+    newest_job: u32,
+    /// Index of the worker of the last submit.
+    last_worker: u16,
+    extranonce2_bytes: u8,
+    /// mining.subscribe lines so far.
+    subscribes: u8,
+    /// set_difficulty must precede the next notify: miners fall back to 1 when they subscribe.
+    difficulty_due: bool,
 }
+
+const _: () = assert!(size_of::<Session>() <= 200, "a pool keeps hundreds of thousands of them");
+
+/// Why a request that is no submit was refused: code and text.
+type Refusal = (u8, &'static str);
 
 impl Session {
     /// A connection that has said nothing yet.
-    pub fn new(seat: Seat, _settings: &Settings) -> Self {
-        Self { seat }
+    pub fn new(seat: Seat, settings: &Settings) -> Self {
+        let wanted = messages::wire_difficulty(settings.difficulty.get());
+        Self {
+            workers: Vec::new(),
+            wanted,
+            sent: wanted,
+            floor: Difficulty::clamped(0.0),
+            work_now: wanted.work(),
+            work_before: wanted.work(),
+            grace_until_us: 0,
+            seat,
+            version_mask: 0,
+            first_job: 0,
+            newest_job: 0,
+            last_worker: 0,
+            extranonce2_bytes: settings.extranonce2_bytes.clamp(4, 8),
+            subscribes: 0,
+            difficulty_due: true,
+        }
     }
 
-    /// Judges one line (without its LF; a CR is trimmed). Replies are appended to `out`. A submit allocates nothing.
-    pub fn on_line(&mut self, _ctx: &Context<'_>, _line: &[u8], _out: &mut Vec<u8>) -> Event {
-        Event::None
+    /// Judges one line (without its LF; a CR is trimmed). Replies are appended to `out`. A submit that the scanner takes allocates nothing.
+    pub fn on_line(&mut self, ctx: &Context<'_>, line: &[u8], out: &mut Vec<u8>) -> Event {
+        let line = lines::trim(line);
+        if let Some(request) = scan::scan(line) {
+            return self.on_request(ctx, &request, out);
+        }
+        if line.is_empty() {
+            return Event::None;
+        }
+        match slow::parse(line) {
+            Some(odd) => self.on_request(ctx, &odd.request(), out),
+            None if self.is_subscribed() => refuse(out, &IdToken::NULL, (20, "malformed: the line is not one JSON object")),
+            None => Event::Close("the first words were not Stratum"),
+        }
     }
 
     /// Sends a new job (set_difficulty first where it is due); nothing before mining.subscribe was answered, nor a job the session already has.
     /// `clean` forces clean_jobs; it is also set where the session's last job has ended.
-    pub fn notify(&mut self, _ctx: &Context<'_>, _job: &PublishedJob, _clean: bool, _out: &mut Vec<u8>) {}
+    pub fn notify(&mut self, ctx: &Context<'_>, job: &PublishedJob, clean: bool, out: &mut Vec<u8>) {
+        if self.is_subscribed() && job.job.id.counter() > self.newest_job {
+            self.send_job(ctx, job, clean || job.job.clean, out);
+        }
+    }
 
     /// Changes the difficulty: set_difficulty and the newest job again leave in one write. Before the first job it only changes what will be sent with it.
-    pub fn set_difficulty(&mut self, _ctx: &Context<'_>, _difficulty: Difficulty, _out: &mut Vec<u8>) {}
+    pub fn set_difficulty(&mut self, ctx: &Context<'_>, difficulty: Difficulty, out: &mut Vec<u8>) {
+        self.wanted = messages::wire_difficulty(difficulty.get().max(self.floor.get()));
+        if self.newest_job == 0 {
+            return;
+        }
+        // Without a live job the change waits for the next one.
+        if let Some(job) = ctx.jobs.newest()
+            && job.job.id.counter() >= self.newest_job
+            && self.effective(job) != self.sent
+        {
+            self.send_job(ctx, job, job.job.clean && job.job.id.counter() > self.newest_job, out);
+        }
+    }
 
     /// Session counter within the run.
     pub fn number(&self) -> u32 {
@@ -117,21 +213,355 @@ impl Session {
 
     /// Counter of the newest job it was sent, 0 for none: what `Extranonces::release` wants.
     pub fn newest_job(&self) -> u32 {
-        0
+        self.newest_job
     }
 
     /// True once mining.subscribe was answered.
     pub fn is_subscribed(&self) -> bool {
-        false
+        self.subscribes > 0
     }
 
     /// True once a worker was authorized: what the authorize deadline waits for.
     pub fn is_authorized(&self) -> bool {
-        false
+        !self.workers.is_empty()
     }
 
     /// The difficulty it was last sent, or will be sent with its first job.
     pub fn difficulty(&self) -> Difficulty {
-        Difficulty::clamped(0.0)
+        if self.newest_job == 0 { self.wanted } else { self.sent }
     }
+
+    fn on_request(&mut self, ctx: &Context<'_>, request: &Request<'_>, out: &mut Vec<u8>) -> Event {
+        if request.method == Method::Submit {
+            return self.submit(ctx, request, out);
+        }
+        if request.method == Method::Answer {
+            return Event::None;
+        }
+        let Some(id) = request.id else {
+            return refuse(out, &IdToken::NULL, (20, "malformed: the id must be a number, a string or null of at most 16 bytes"));
+        };
+        match request.method {
+            Method::Subscribe => return self.subscribe(ctx, &id, &request.params[0], out),
+            Method::Authorize => return self.authorize(ctx, &id, &request.params[0], out),
+            Method::Configure => match configure::negotiate(&request.params[0], &request.params[1], ctx.settings) {
+                Some(granted) => {
+                    messages::result(out, &id, &granted.result);
+                    self.apply(ctx, &granted, out);
+                }
+                None => return refuse(out, &id, (20, "malformed: configure takes a list of extensions and an object")),
+            },
+            Method::SuggestDifficulty => match number(&request.params[0]) {
+                Some(value) => self.suggest(ctx, &id, value, out),
+                None => return refuse(out, &id, (20, "malformed: suggest_difficulty takes a number")),
+            },
+            Method::SuggestTarget => match target(&request.params[0]) {
+                Some(target) => self.suggest(ctx, &id, target.work().difficulty(), out),
+                None => return refuse(out, &id, (20, "malformed: suggest_target takes up to 64 hex digits")),
+            },
+            // The extranonce of a session never changes, so the subscription is easily kept.
+            Method::ExtranonceSubscribe => messages::result(out, &id, b"true"),
+            Method::Ping => messages::result(out, &id, b"\"pong\""),
+            // Nobody may see the transactions of a template: an empty list is what ckpool answers, too.
+            Method::GetTransactions => messages::result(out, &id, b"[]"),
+            Method::Missing => return refuse(out, &id, (20, "malformed: the method is missing")),
+            Method::Unknown | Method::Submit | Method::Answer => return refuse(out, &id, (20, "unknown method")),
+        }
+        Event::None
+    }
+
+    fn subscribe(&mut self, ctx: &Context<'_>, id: &IdToken, agent: &Param<'_>, out: &mut Vec<u8>) -> Event {
+        if self.subscribes >= SUBSCRIBES_MAX {
+            return Event::Close("subscribed too often");
+        }
+        let again = self.is_subscribed();
+        self.subscribes += 1;
+        out.extend_from_slice(b"{\"id\":");
+        out.extend_from_slice(id.as_bytes());
+        // Writing into a Vec cannot fail.
+        let _ = writeln!(
+            out,
+            ",\"result\":[[[\"mining.set_difficulty\",\"{0:08x}\"],[\"mining.notify\",\"{0:08x}\"]],\"{1:08x}\",{2}],\"error\":null}}",
+            self.seat.session, self.seat.extranonce1, self.extranonce2_bytes
+        );
+        self.difficulty_due = true;
+        if let Some(job) = ctx.jobs.newest() {
+            self.send_job(ctx, job, true, out);
+        }
+        if again {
+            return Event::None;
+        }
+        let mut peer = ctx.peer.map(|peer| peer.to_string()).unwrap_or_default();
+        peer.truncate(PEER_BYTES_MAX);
+        Event::Subscribed(SessionRecord {
+            session: self.seat.session,
+            extranonce1: self.seat.extranonce1,
+            net: self.seat.net,
+            extranonce2_bytes: self.extranonce2_bytes,
+            started_us: ctx.now_us,
+            peer,
+            agent: printable(agent),
+        })
+    }
+
+    fn authorize(&mut self, ctx: &Context<'_>, id: &IdToken, raw: &Param<'_>, out: &mut Vec<u8>) -> Event {
+        // The password is not looked at: options in it (`d=1024`) are other pools' conventions.
+        let Param::Text(raw) = *raw else {
+            return refuse(out, id, (24, "unauthorized worker: the name must be a string"));
+        };
+        let Ok(name) = WorkerName::new(raw) else {
+            return refuse(out, id, (24, "unauthorized worker: 1 to 128 printable ASCII characters without quotes or backslash"));
+        };
+        let position = match self.position(name.as_str()) {
+            Ok(_) => {
+                messages::result(out, id, b"true");
+                return Event::None;
+            }
+            // The index of the last worker has 16 bits.
+            Err(_) if self.workers.len() >= ctx.settings.workers_max.min(1 << 16) => {
+                return refuse(out, id, (24, "unauthorized worker: too many workers on this connection"));
+            }
+            Err(position) => position,
+        };
+        let worker = name.id(&ctx.settings.pool);
+        if self.workers.is_empty() {
+            // Nearly all connections have one worker: no spare room.
+            self.workers.reserve_exact(1);
+        }
+        self.workers.insert(position, Worker { name: name.as_str().into(), id: worker });
+        self.last_worker = position as u16;
+        messages::result(out, id, b"true");
+        Event::Authorized(WorkerRecord { worker, seen_us: ctx.now_us, session: self.seat.session, name: name.as_str().to_owned() })
+    }
+
+    fn apply(&mut self, ctx: &Context<'_>, granted: &configure::Granted, out: &mut Vec<u8>) {
+        if let Some(mask) = granted.version_mask {
+            self.version_mask = mask;
+        }
+        if let Some(floor) = granted.difficulty_min {
+            self.floor = floor;
+            self.set_difficulty(ctx, self.wanted, out);
+        }
+    }
+
+    fn suggest(&mut self, ctx: &Context<'_>, id: &IdToken, value: f64, out: &mut Vec<u8>) {
+        let settled = self.grace_until_us == 0
+            || ctx.now_us.saturating_add(ctx.settings.grace_us) >= self.grace_until_us.saturating_add(SUGGEST_INTERVAL_US);
+        let followed = value.is_finite() && settled;
+        messages::result(out, id, if followed { b"true" } else { b"false" });
+        if followed {
+            let (least, most) = (ctx.settings.difficulty_min.get(), ctx.settings.difficulty_max.get());
+            self.set_difficulty(ctx, Difficulty::clamped(value.min(most).max(least)), out);
+        }
+    }
+
+    /// What a session would be sent with this job.
+    fn effective(&self, job: &PublishedJob) -> Difficulty {
+        if self.wanted > job.network_difficulty { job.network_difficulty } else { self.wanted }
+    }
+
+    fn send_job(&mut self, ctx: &Context<'_>, job: &PublishedJob, clean: bool, out: &mut Vec<u8>) {
+        let difficulty = self.effective(job);
+        if difficulty != self.sent {
+            self.retarget(ctx, difficulty, job.job.id.counter());
+            self.difficulty_due = true;
+        }
+        if self.difficulty_due {
+            messages::set_difficulty(out, difficulty);
+            self.difficulty_due = false;
+        }
+        // Where broadcasts were skipped, the job that ended the session's last one may be among them.
+        let clean = clean || self.newest_job == 0 || !ctx.jobs.is_live(self.newest_job);
+        out.extend_from_slice(if clean { &job.notify_clean } else { &job.notify });
+        self.newest_job = self.newest_job.max(job.job.id.counter());
+    }
+
+    /// From the job `counter` on, shares are found at `difficulty`.
+    fn retarget(&mut self, ctx: &Context<'_>, difficulty: Difficulty, counter: u32) {
+        let work = difficulty.work();
+        if self.newest_job == 0 {
+            self.work_before = work;
+        } else {
+            // Two works are kept. Where jobs of an earlier retarget may still be mined the easier stands for both, so that no honest share is refused.
+            let overlaps = ctx.now_us < self.grace_until_us || self.first_job > ctx.jobs.oldest_live();
+            self.work_before = if overlaps { self.work_before.easier(self.work_now) } else { self.work_now };
+            self.first_job = counter;
+            self.grace_until_us = ctx.now_us.saturating_add(ctx.settings.grace_us);
+        }
+        self.sent = difficulty;
+        self.work_now = work;
+    }
+
+    /// The work that a share of this job is judged at now, and the flag where the grace made it easier.
+    fn work_of(&self, job: &PublishedJob, now_us: u64) -> (Work, u8) {
+        let frozen = if job.job.id.counter() >= self.first_job { self.work_now } else { self.work_before };
+        let judged = if now_us < self.grace_until_us { self.work_now.easier(self.work_before) } else { frozen };
+        (judged.easier(job.network_work), if judged < frozen { flags::GRACE } else { 0 })
+    }
+
+    fn position(&self, name: &str) -> Result<usize, usize> {
+        self.workers.binary_search_by(|worker| (*worker.name).cmp(name))
+    }
+
+    /// The worker of this name as it came from the wire, if it is authorized here.
+    #[inline]
+    fn worker(&mut self, raw: &[u8]) -> Option<WorkerId> {
+        if let Some(last) = self.workers.get(usize::from(self.last_worker))
+            && last.name.as_bytes() == raw
+        {
+            return Some(last.id);
+        }
+        let position = self.position(WorkerName::new(raw).ok()?.as_str()).ok()?;
+        self.last_worker = position as u16;
+        self.workers.get(position).map(|worker| worker.id)
+    }
+
+    /// The verdicts that need no hash, in this order: subscribed, shape (id, five params), worker, job known, job live, sizes, ntime window, version mask.
+    fn submit(&mut self, ctx: &Context<'_>, request: &Request<'_>, out: &mut Vec<u8>) -> Event {
+        let id = request.id.unwrap_or(IdToken::NULL);
+        if !self.is_subscribed() {
+            return refuse(out, &id, (25, "not subscribed"));
+        }
+        let [worker_name, job_id, extranonce2, ntime, nonce, version, ..] = &request.params;
+        // What can be decoded is, whatever the verdict: a row explains itself.
+        let worker = if let Param::Text(name) = worker_name { self.worker(name) } else { None };
+        let entry = if let Param::Text(text) = job_id { wire_id(text).and_then(|wire_id| ctx.jobs.lookup(wire_id)) } else { None };
+        let extranonce2 = if let Param::Text(text) = extranonce2 { number_of_bytes(text, self.extranonce2_bytes) } else { None };
+        let (ntime, nonce) = (word(ntime), word(nonce));
+        let rolled = rolled_bits(version);
+        let (work, grace) = entry.map_or((self.work_now, 0), |(job, _)| self.work_of(job, ctx.now_us));
+        let job_version = entry.map_or(0, |(job, _)| job.job.version);
+        let late = entry.is_some_and(|(job, live)| live && job.job.id.counter() < self.newest_job);
+
+        let refused = if request.id.is_none() || request.params_count < 5 || !matches!(worker_name, Param::Text(_)) {
+            Some(ShareStatus::Malformed)
+        } else if worker.is_none() {
+            Some(ShareStatus::Unauthorized)
+        } else if !matches!(job_id, Param::Text(_)) {
+            Some(ShareStatus::Malformed)
+        } else {
+            match entry {
+                None | Some((_, false)) => Some(ShareStatus::Stale),
+                Some((job, true)) => match (extranonce2, ntime, nonce, rolled) {
+                    (Some(_), Some(ntime), Some(_), Some(rolled)) => {
+                        if !(job.job.ntime_min..=job.job.ntime_max(ctx.now_us)).contains(&ntime) {
+                            Some(ShareStatus::BadTime)
+                        } else if rolled.unwrap_or(0) & !self.version_mask != 0 {
+                            Some(ShareStatus::BadVersion)
+                        } else {
+                            None
+                        }
+                    }
+                    _ => Some(ShareStatus::Malformed),
+                },
+            }
+        };
+        let submit = Submit {
+            worker: worker.map_or(0, |worker| worker.0),
+            work: work.hashes(),
+            extranonce2: extranonce2.unwrap_or(0),
+            arrival_us: ctx.now_us,
+            session: self.seat.session,
+            job: entry.map_or(0, |(job, _)| job.job.id.counter()),
+            extranonce1: self.seat.extranonce1,
+            nonce: nonce.unwrap_or(0),
+            ntime: ntime.unwrap_or(0),
+            // BIP 310: the bits of the mask come from the miner, all others from the job. Bits past the mask stand in the row as they came.
+            version: match rolled.flatten() {
+                Some(bits) => (job_version & !self.version_mask) | bits,
+                None => job_version,
+            },
+            in_flight: 0,
+            status: refused.map_or(Submit::PENDING, |status| status as u8),
+            flags: grace | if late { flags::LATE } else { 0 },
+            net: self.seat.net,
+            spare: 0,
+        };
+        Event::Share(submit, id)
+    }
+}
+
+fn refuse(out: &mut Vec<u8>, id: &IdToken, (code, text): Refusal) -> Event {
+    messages::error(out, id, code, text);
+    Event::Refused
+}
+
+/// Our job ids are 8 hex digits; anything else was never one of ours.
+#[inline]
+fn wire_id(text: &[u8]) -> Option<u32> {
+    let mut bytes = [0; 4];
+    decode_hex(text, &mut bytes).ok()?;
+    Some(u32::from_be_bytes(bytes))
+}
+
+/// Exactly `size` bytes of hex as a big-endian number.
+#[inline]
+fn number_of_bytes(text: &[u8], size: u8) -> Option<u64> {
+    let mut bytes = [0; 8];
+    decode_hex(text, bytes.get_mut(8 - usize::from(size)..)?).ok()?;
+    Some(u64::from_be_bytes(bytes))
+}
+
+/// A header word: a string of 1 to 8 hex digits (some firmware drops leading zeros), with or without "0x".
+#[inline]
+fn word(param: &Param<'_>) -> Option<u32> {
+    if let Param::Text(text) = *param { word_of_hex(text) } else { None }
+}
+
+#[inline]
+pub(super) fn word_of_hex(text: &[u8]) -> Option<u32> {
+    if text.len() == 8
+        && let Some(word) = wire_id(text)
+    {
+        return Some(word);
+    }
+    let digits = text.strip_prefix(b"0x").or_else(|| text.strip_prefix(b"0X")).unwrap_or(text);
+    if digits.is_empty() {
+        return None;
+    }
+    let mut padded = [b'0'; 8];
+    padded.get_mut(8usize.checked_sub(digits.len())?..)?.copy_from_slice(digits);
+    wire_id(&padded)
+}
+
+/// The sixth param: None when it is malformed, Some(None) when the share rolls no bits. Some firmware sends 64 hex digits there, a hash: no version bits.
+/// A seventh and later ones are not looked at.
+#[inline]
+fn rolled_bits(param: &Param<'_>) -> Option<Option<u32>> {
+    match *param {
+        Param::Null => Some(None),
+        Param::Text(text) if text.len() == 64 && text.iter().all(u8::is_ascii_hexdigit) => Some(None),
+        Param::Text(text) => word_of_hex(text).map(Some),
+        _ => None,
+    }
+}
+
+/// A number, or a string that holds one: cpuminer-opt suggests its difficulty as text.
+fn number(param: &Param<'_>) -> Option<f64> {
+    match *param {
+        Param::Number(text) | Param::Text(text) => std::str::from_utf8(text).ok()?.trim().parse().ok(),
+        _ => None,
+    }
+}
+
+/// A target of 1 to 64 hex digits, most significant first, with or without "0x".
+fn target(param: &Param<'_>) -> Option<Target> {
+    let Param::Text(text) = *param else { return None };
+    let digits = text.strip_prefix(b"0x").or_else(|| text.strip_prefix(b"0X")).unwrap_or(text);
+    if digits.is_empty() {
+        return None;
+    }
+    let mut padded = [b'0'; 64];
+    padded.get_mut(64usize.checked_sub(digits.len())?..)?.copy_from_slice(digits);
+    let mut bytes = [0; 32];
+    decode_hex(&padded, &mut bytes).ok()?;
+    bytes.reverse();
+    Some(Target(otedama_primitives::Hash256(bytes).limbs()))
+}
+
+/// Printable ASCII of a user agent, at most 128 bytes; other bytes as `?`.
+fn printable(param: &Param<'_>) -> String {
+    let Param::Text(text) = *param else { return String::new() };
+    let allowed = |byte: u8| if (0x20..0x7f).contains(&byte) { char::from(byte) } else { '?' };
+    text.iter().take(AGENT_BYTES_MAX).map(|&byte| allowed(byte)).collect()
 }
