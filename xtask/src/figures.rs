@@ -1,0 +1,437 @@
+//! `cargo xtask figures <topic>`: measures the release binaries on this machine and writes docs/figures/<topic>.json.
+//!
+//! Two servers that are compared run in turn, never one after the other's whole series: clock speed drifts, and a ratio inside of one pair does not.
+use crate::Failure;
+use crate::measure::{self, Process, Scratch, median};
+use serde_json::{Value, json};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Topic {
+    Pipeline,
+    Memory,
+    Start,
+}
+
+/// A topic with its sizes.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Request {
+    topic: Topic,
+    runs: usize,
+    seconds: u32,
+    build: bool,
+}
+
+impl Request {
+    /// From the command line.
+    pub fn parse(topic: &str, words: &[&str]) -> Result<Self, Failure> {
+        let (topic, runs, seconds) = match topic {
+            "pipeline" => (Topic::Pipeline, 5, 5),
+            "memory" => (Topic::Memory, 3, 5),
+            "start" => (Topic::Start, 15, 0),
+            other => return Err(Failure::Usage(format!("there is no topic {other}"))),
+        };
+        let mut request = Self { topic, runs, seconds, build: true };
+        let mut words = words.iter();
+        while let Some(word) = words.next() {
+            let mut number = || words.next().and_then(|value| value.parse::<u32>().ok()).filter(|value| (1..=1000).contains(value));
+            match *word {
+                "--runs" => request.runs = number().ok_or_else(|| Failure::Usage("--runs wants 1 to 1000".to_owned()))? as usize,
+                "--seconds" => request.seconds = number().ok_or_else(|| Failure::Usage("--seconds wants 1 to 1000".to_owned()))?,
+                "--no-build" => request.build = false,
+                other => return Err(Failure::Usage(format!("figures does not know {other}"))),
+            }
+        }
+        Ok(request)
+    }
+
+    fn name(&self) -> &'static str {
+        match self.topic {
+            Topic::Pipeline => "pipeline",
+            Topic::Memory => "memory",
+            Topic::Start => "start",
+        }
+    }
+
+    /// The command that repeats this measurement.
+    fn command(&self) -> String {
+        let seconds = if self.topic == Topic::Start { String::new() } else { format!(" --seconds {}", self.seconds) };
+        format!("cargo xtask figures {} --runs {}{seconds}", self.name(), self.runs)
+    }
+}
+
+const SERVER_CORE: usize = 0;
+const LOAD_CORE: usize = 1;
+/// Connections of the memory topic: both ends stay under the 20,000 descriptors that small machines allow a process.
+const IDLE_CONNECTIONS: u32 = 9_000;
+
+/// Connections and shares in flight per connection.
+const SHAPES: [(u32, u32); 3] = [(64, 8), (64, 64), (1000, 1)];
+
+struct Bench<'a> {
+    root: &'a Path,
+    otedama: PathBuf,
+    loadgen: PathBuf,
+    request: &'a Request,
+    cpu: String,
+    commit: String,
+}
+
+/// Measures and writes the file.
+pub fn run(root: &Path, request: &Request) -> Result<(), Failure> {
+    if std::thread::available_parallelism().map_or(1, usize::from) < 2 {
+        return Err(Failure::Environment("figures need two cores: the server has one of its own".to_owned()));
+    }
+    if request.build {
+        let status =
+            Command::new("cargo").args(["build", "--release", "--package", "otedama", "--package", "loadgen"]).current_dir(root).status();
+        if !status.is_ok_and(|status| status.success()) {
+            return Err(Failure::Environment("cargo build --release failed".to_owned()));
+        }
+    }
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), |folder| root.join(folder));
+    let bench = Bench {
+        root,
+        otedama: target.join("release/otedama"),
+        loadgen: target.join("release/loadgen"),
+        request,
+        cpu: measure::cpu(),
+        commit: measure::commit(root),
+    };
+    let figures = match request.topic {
+        Topic::Pipeline => bench.pipeline()?,
+        Topic::Memory => bench.memory()?,
+        Topic::Start => bench.start()?,
+    };
+    let folder = root.join("docs/figures");
+    let path = folder.join(format!("{}.json", request.name()));
+    let text = format!("{:#}\n", Value::from(figures));
+    std::fs::create_dir_all(&folder)
+        .and_then(|()| std::fs::write(&path, &text))
+        .map_err(|error| Failure::Environment(format!("{}: {error}", path.display())))?;
+    println!("{text}wrote {}", path.display());
+    Ok(())
+}
+
+/// A pool on the practice chain, ready for miners.
+struct Server {
+    process: Process,
+    stratum: SocketAddr,
+    stats: SocketAddr,
+    listening_ms: f64,
+    // Last, so that the folder goes after the process.
+    _scratch: Scratch,
+}
+
+/// One field of a loadgen result; absent or of another type is an error, never a 0.
+fn number(result: &Value, key: &str) -> Result<f64, Failure> {
+    result[key].as_f64().ok_or_else(|| Failure::Environment(format!("loadgen's last line has no number {key}: {result}")))
+}
+
+/// The config of a measured server: practice chain, no ClickHouse, fixed difficulty at its lower end, everything on one core.
+fn config(stratum: SocketAddr, stats: SocketAddr, log: &Path, max_connections: u32) -> String {
+    format!(
+        "[stratum]\nlisten = [\"{stratum}\"]\ndifficulty = 2.4e-10\nmax_connections = {max_connections}\n\n[vardiff]\nenabled = false\n\n\
+         [chain]\nrpc = [\"practice\"]\n\n[log]\ndir = {log:?}\n\n[limits]\nconnects_per_ip_per_s = 100000\nrefused_per_s = 1000000\n\n[stats]\nlisten = \"{stats}\"\n\n\
+         [layout]\nnet = \"{SERVER_CORE}\"\nvalidate = \"{SERVER_CORE}\"\nlog = \"{SERVER_CORE}\"\ncontrol = \"{SERVER_CORE}\"\nstats = \"{SERVER_CORE}\"\n"
+    )
+}
+
+/// One server's series in a comparison.
+#[derive(Default)]
+struct Series {
+    per_cpu_s: Vec<f64>,
+    per_s: Vec<f64>,
+    p50_us: Vec<f64>,
+    p99_us: Vec<f64>,
+}
+
+impl Series {
+    fn push(&mut self, result: &Value) -> Result<(), Failure> {
+        if number(result, "wrong")? != 0.0 || number(result, "unanswered")? != 0.0 {
+            return Err(Failure::Environment(format!("a run with wrong or missing answers is no measurement: {result}")));
+        }
+        self.per_cpu_s.push(number(result, "server_shares_per_cpu_s")?);
+        self.per_s.push(number(result, "shares_per_s")?);
+        self.p50_us.push(number(&result["latency_us"], "p50")?);
+        self.p99_us.push(number(&result["latency_us"], "p99")?);
+        Ok(())
+    }
+}
+
+impl Bench<'_> {
+    fn server(&self, name: &str, max_connections: u32) -> Result<Server, Failure> {
+        let scratch = Scratch::new(self.root, name)?;
+        let (stratum, stats) = (measure::free_address()?, measure::free_address()?);
+        let path = scratch.path().join("otedama.toml");
+        std::fs::write(&path, config(stratum, stats, &scratch.path().join("log"), max_connections))
+            .map_err(|error| Failure::Environment(format!("{}: {error}", path.display())))?;
+        let since = Instant::now();
+        let output = scratch.path().join("server.txt");
+        let mut process = Process::start(&self.otedama, &["serve", "--config", &path.to_string_lossy()], SERVER_CORE, &output)?;
+        let ready = measure::wait_listening(stratum, &mut process, since);
+        let listening_ms = ready.map_err(|failure| match failure {
+            Failure::Environment(what) => {
+                Failure::Environment(format!("{what}\n{}", std::fs::read_to_string(&output).unwrap_or_default().trim_end()))
+            }
+            usage => usage,
+        })?;
+        Ok(Server { process, stratum, stats, listening_ms, _scratch: scratch })
+    }
+
+    fn load(&self, target: SocketAddr, pid: u32, connections: u32, depth: u32, seed: usize) -> Result<Value, Failure> {
+        let arguments = format!(
+            "run --target {target} --connections {connections} --depth {depth} --seconds {} --warmup 1 --mode valid --seed {seed} --server-pid {pid} --json",
+            self.request.seconds
+        );
+        measure::last_json(&self.loadgen, &arguments.split(' ').collect::<Vec<_>>(), LOAD_CORE)
+    }
+
+    /// Shares per second of server CPU, pool and null server in turn.
+    fn pipeline(&self) -> Result<Vec<Value>, Failure> {
+        let mut figures = Vec::new();
+        for (connections, depth) in SHAPES {
+            let (mut pool, mut null) = (Series::default(), Series::default());
+            let mut running = String::new();
+            for run in 0..self.request.runs {
+                // The order alternates, so that a drift of the clock favours neither.
+                for pool_now in [run % 2 == 0, run % 2 == 1] {
+                    if pool_now {
+                        let server = self.server(&format!("pool-{connections}x{depth}-{run}"), 10_000)?;
+                        let result = self.load(server.stratum, server.process.pid(), connections, depth, run + 1)?;
+                        let stats = measure::get_json(server.stats, "/api/stats")?;
+                        let word = |key: &str| stats[key].as_str().unwrap_or("unknown").to_owned();
+                        running =
+                            format!("driver {}, kernel {}, tier {}, {} chain", word("driver"), word("kernel"), word("ack"), word("chain"));
+                        println!("{connections} x {depth} run {run}: pool {result}");
+                        pool.push(&result)?;
+                        server.process.stop()?;
+                    } else {
+                        let scratch = Scratch::new(self.root, &format!("null-{connections}x{depth}-{run}"))?;
+                        let address = measure::free_address()?;
+                        let mut process = Process::start(
+                            &self.loadgen,
+                            &["null", "--listen", &address.to_string()],
+                            SERVER_CORE,
+                            &scratch.path().join("null.txt"),
+                        )?;
+                        measure::wait_listening(address, &mut process, Instant::now())?;
+                        let result = self.load(address, process.pid(), connections, depth, run + 1)?;
+                        println!("{connections} x {depth} run {run}: null {result}");
+                        null.push(&result)?;
+                    }
+                }
+            }
+            let conditions = format!(
+                "{connections} connections x {depth} shares in flight, loopback, valid proof of work, unique extranonce2, {running}; server on core {SERVER_CORE}, loadgen on core {LOAD_CORE}; {} s after 1 s of warm-up",
+                self.request.seconds
+            );
+            let ratios: Vec<f64> = pool.per_cpu_s.iter().zip(&null.per_cpu_s).map(|(pool, null)| pool / null).collect();
+            let answered = "answered shares per second of server user and system time";
+            let shape = format!("{connections}x{depth}");
+            let per_cpu_s = "shares/CPU-s";
+            figures.push(self.figure(&format!("pool_{shape}_shares_per_cpu_s"), &pool.per_cpu_s, per_cpu_s, answered, &conditions));
+            figures.push(self.figure(&format!("null_{shape}_shares_per_cpu_s"), &null.per_cpu_s, per_cpu_s, answered, &conditions));
+            figures.push(self.figure(
+                &format!("pool_to_null_{shape}_ratio"),
+                &ratios,
+                "ratio",
+                "pool to null server, within one pair of runs",
+                &conditions,
+            ));
+            figures.push(self.figure(
+                &format!("pool_{shape}_shares_per_s"),
+                &pool.per_s,
+                "shares/s",
+                "answered shares per second of wall time",
+                &conditions,
+            ));
+            let latency = "submit written to answer read, closed loop, as loadgen sees it";
+            figures.push(self.figure(&format!("pool_{shape}_latency_us_p50"), &pool.p50_us, "us", latency, &conditions));
+            figures.push(self.figure(&format!("pool_{shape}_latency_us_p99"), &pool.p99_us, "us", latency, &conditions));
+        }
+        Ok(figures)
+    }
+
+    /// Resident bytes for each idle connection.
+    fn memory(&self) -> Result<Vec<Value>, Failure> {
+        let (mut per_connection, mut small) = (Vec::new(), Vec::new());
+        for run in 0..self.request.runs {
+            let base = self.server(&format!("memory-base-{run}"), 64)?;
+            // One second: housekeeping has run, the first template is out.
+            std::thread::sleep(Duration::from_secs(1));
+            let base_bytes = measure::resident_bytes(base.process.pid())?;
+            base.process.stop()?;
+            let server = self.server(&format!("memory-idle-{run}"), 10_000)?;
+            let scratch = Scratch::new(self.root, &format!("memory-load-{run}"))?;
+            // The generator outlasts the measurement and is ended with it.
+            let arguments = format!(
+                "run --target {} --connections {IDLE_CONNECTIONS} --depth 1 --mode idle --seconds 120 --warmup 0 --seed 1",
+                server.stratum
+            );
+            let output = scratch.path().join("loadgen.txt");
+            let mut load = Process::start(&self.loadgen, &arguments.split(' ').collect::<Vec<_>>(), LOAD_CORE, &output)?;
+            let since = Instant::now();
+            loop {
+                let open = measure::get_json(server.stats, "/api/stats")?["connections"]["open"].as_u64().unwrap_or(0);
+                if open >= u64::from(IDLE_CONNECTIONS) {
+                    break;
+                }
+                if since.elapsed() > Duration::from_secs(60) || load.ended() {
+                    let said = std::fs::read_to_string(&output).unwrap_or_default();
+                    return Err(Failure::Environment(format!(
+                        "only {open} of {IDLE_CONNECTIONS} idle connections stand\n{}",
+                        said.trim_end()
+                    )));
+                }
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            std::thread::sleep(Duration::from_secs(self.request.seconds.into()));
+            let bytes = measure::resident_bytes(server.process.pid())?;
+            println!("run {run}: {bytes} bytes with {IDLE_CONNECTIONS} idle connections, {base_bytes} with max_connections = 64");
+            per_connection.push((bytes as f64 - base_bytes as f64) / f64::from(IDLE_CONNECTIONS));
+            small.push(base_bytes as f64);
+            drop(load);
+            server.process.stop()?;
+        }
+        let conditions =
+            format!("{IDLE_CONNECTIONS} connections, subscribed, authorized and silent, on loopback; everything on core {SERVER_CORE}");
+        let counted = format!(
+            "(VmRSS with {IDLE_CONNECTIONS} idle connections - VmRSS of the same layout with max_connections = 64) / {IDLE_CONNECTIONS}; sockets in the kernel are not in VmRSS"
+        );
+        Ok(vec![
+            self.figure("idle_connection_bytes", &per_connection, "bytes", &counted, &conditions),
+            self.figure("empty_server_bytes", &small, "bytes", "VmRSS one second after start", "max_connections = 64, no connection"),
+        ])
+    }
+
+    /// From exec to listening, and the size of the binary.
+    fn start(&self) -> Result<Vec<Value>, Failure> {
+        let mut listening = Vec::new();
+        for run in 0..self.request.runs {
+            let server = self.server(&format!("start-{run}"), 10_000)?;
+            listening.push(server.listening_ms);
+            server.process.stop()?;
+        }
+        let path = &self.otedama;
+        let bytes = std::fs::metadata(path).map_err(|error| Failure::Environment(format!("{}: {error}", path.display())))?.len();
+        let conditions = format!("practice chain, empty log folder, files warm in the page cache, server on core {SERVER_CORE}");
+        Ok(vec![
+            self.figure(
+                "listening_ms",
+                &listening,
+                "ms",
+                "from starting the process to the first accepted connection, looked for every 0.2 ms",
+                &conditions,
+            ),
+            self.figure(
+                "binary_bytes",
+                &[bytes as f64],
+                "bytes",
+                "target/release/otedama, stripped",
+                "release profile: fat LTO, one codegen unit",
+            ),
+        ])
+    }
+
+    /// One entry of a figures file: the median, with the least and the largest run as its spread.
+    fn figure(&self, name: &str, values: &[f64], unit: &str, counted: &str, conditions: &str) -> Value {
+        let least = values.iter().copied().fold(f64::INFINITY, f64::min);
+        let largest = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        json!({
+            "name": name,
+            "value": rounded(median(values)),
+            "unit": unit,
+            "counted": counted,
+            "runs": values.len(),
+            "spread": [rounded(least), rounded(largest)],
+            "conditions": conditions,
+            "cpu": self.cpu,
+            "commit": self.commit,
+            "command": self.request.command(),
+        })
+    }
+}
+
+/// Four significant digits: what such runs can tell apart. Whole numbers from 10,000 up keep their zeros.
+fn rounded(value: f64) -> Value {
+    if value == 0.0 || !value.is_finite() {
+        return json!(0);
+    }
+    let step = 10_f64.powi(value.abs().log10().floor() as i32 - 3);
+    if step >= 1.0 {
+        return json!(((value / step).round() * step) as i64);
+    }
+    // Through text, because 0.1 x 3 is 0.30000000000000004.
+    let digits = (-step.log10()).round() as usize;
+    format!("{value:.digits$}").parse::<f64>().map_or(Value::Null, |value| json!(value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_in_the_file_repeats_the_measurement() {
+        let request = Request::parse("pipeline", &["--runs", "7", "--seconds", "3", "--no-build"]).unwrap();
+        assert_eq!(request.command(), "cargo xtask figures pipeline --runs 7 --seconds 3");
+        let words: Vec<String> = request.command().split(' ').skip(4).map(str::to_owned).collect();
+        let again = Request::parse("pipeline", &words.iter().map(String::as_str).collect::<Vec<_>>()).unwrap();
+        assert_eq!((again.runs, again.seconds), (7, 3));
+        assert!(Request::parse("speed", &[]).is_err());
+        assert!(Request::parse("start", &["--runs", "0"]).is_err());
+        assert!(Request::parse("start", &["--runs"]).is_err());
+    }
+
+    #[test]
+    fn figures_have_four_digits() {
+        for (value, text) in [
+            (1_234_567.0, "1235000"),
+            (10_008.0, "10010"),
+            (9_999.6, "10000"),
+            (12.3456, "12.35"),
+            (0.301_249, "0.3012"),
+            (3.0, "3.0"),
+            (0.0, "0"),
+            (99.999, "100.0"),
+        ] {
+            assert_eq!(rounded(value).to_string(), text, "{value}");
+        }
+    }
+
+    #[test]
+    fn an_entry_has_the_published_keys_in_their_order() {
+        let request = Request::parse("start", &[]).unwrap();
+        let bench = Bench {
+            root: Path::new("."),
+            otedama: PathBuf::new(),
+            loadgen: PathBuf::new(),
+            request: &request,
+            cpu: "c".into(),
+            commit: "d".into(),
+        };
+        let entry = bench.figure("n", &[3.0, 1.0, 2.0], "ms", "counted", "conditions");
+        assert_eq!(
+            entry.to_string(),
+            r#"{"name":"n","value":2.0,"unit":"ms","counted":"counted","runs":3,"spread":[1.0,3.0],"conditions":"conditions","cpu":"c","commit":"d","command":"cargo xtask figures start --runs 15"}"#
+        );
+    }
+
+    #[test]
+    fn a_run_with_a_wrong_answer_is_no_measurement() {
+        let good =
+            json!({"wrong": 0, "unanswered": 0, "server_shares_per_cpu_s": 5.0, "shares_per_s": 4, "latency_us": {"p50": 1, "p99": 2}});
+        let mut series = Series::default();
+        series.push(&good).unwrap();
+        for (key, value) in [("wrong", json!(1)), ("unanswered", json!(2)), ("server_shares_per_cpu_s", Value::Null)] {
+            let mut bad = good.clone();
+            bad[key] = value;
+            assert!(series.push(&bad).is_err(), "{key}");
+        }
+        assert_eq!(series.p99_us, [2.0]);
+    }
+}

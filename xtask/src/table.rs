@@ -1,0 +1,107 @@
+//! Puts docs/figures/*.json into README.md, between two marks: the README quotes nothing that was not measured by a committed command.
+use crate::Failure;
+use serde_json::Value;
+use std::fmt::Write as _;
+use std::path::Path;
+
+const BEGIN: &str = "<!-- figures: written by `cargo xtask figures table`, do not edit -->";
+const END: &str = "<!-- figures: end -->";
+
+/// Writes the table into README.md.
+pub fn fill(root: &Path) -> Result<(), Failure> {
+    let (path, before, after) = both(root)?;
+    if before != after {
+        std::fs::write(&path, after).map_err(|error| Failure::Environment(format!("{}: {error}", path.display())))?;
+        println!("wrote {}", path.display());
+    }
+    Ok(())
+}
+
+/// Whether README.md has the table that the files give.
+pub fn check(root: &Path) -> Result<bool, Failure> {
+    let (path, before, after) = both(root)?;
+    if before != after {
+        println!("{} differs from docs/figures: run cargo xtask figures table", path.display());
+    }
+    Ok(before == after)
+}
+
+fn both(root: &Path) -> Result<(std::path::PathBuf, String, String), Failure> {
+    let path = root.join("README.md");
+    let failed = |path: &Path, what: &dyn std::fmt::Display| Failure::Environment(format!("{}: {what}", path.display()));
+    let text = std::fs::read_to_string(&path).map_err(|error| failed(&path, &error))?;
+    let mut entries = Vec::new();
+    let mut files: Vec<_> = match std::fs::read_dir(root.join("docs/figures")) {
+        Ok(folder) => {
+            folder.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| path.extension().is_some_and(|end| end == "json")).collect()
+        }
+        Err(_) => Vec::new(),
+    };
+    files.sort();
+    for file in files {
+        let json = std::fs::read_to_string(&file).map_err(|error| failed(&file, &error))?;
+        let value: Value = serde_json::from_str(&json).map_err(|error| failed(&file, &error))?;
+        entries.extend(value.as_array().cloned().ok_or_else(|| failed(&file, &"is no list"))?);
+    }
+    let replaced = replace(&text, &table(&entries)).ok_or_else(|| failed(&path, &"the two marks of the figures table are missing"))?;
+    Ok((path, text, replaced))
+}
+
+fn replace(text: &str, table: &str) -> Option<String> {
+    let (head, rest) = text.split_once(BEGIN)?;
+    let (_, tail) = rest.split_once(END)?;
+    Some(format!("{head}{BEGIN}\n{table}{END}{tail}"))
+}
+
+fn table(entries: &[Value]) -> String {
+    if entries.is_empty() {
+        return "No figure has been measured yet: `cargo xtask figures pipeline`, then `memory`, `start` and `table`.\n".to_owned();
+    }
+    let mut out = String::from("| Figure | Median | Least to largest | Runs | Conditions |\n|---|---|---|---|---|\n");
+    let plain = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned).replace('|', "\\|");
+    for entry in entries {
+        let spread = entry["spread"].as_array().map_or(String::new(), |ends| ends.iter().map(plain).collect::<Vec<_>>().join(" to "));
+        // Writing to a String cannot fail.
+        let _ = writeln!(
+            out,
+            "| `{}` | {} {} | {spread} | {} | {} |",
+            plain(&entry["name"]),
+            plain(&entry["value"]),
+            plain(&entry["unit"]),
+            plain(&entry["runs"]),
+            plain(&entry["conditions"])
+        );
+    }
+    let mut origins: Vec<String> = entries
+        .iter()
+        .map(|entry| format!("`{}` on {}, commit {}", plain(&entry["command"]), plain(&entry["cpu"]), plain(&entry["commit"])))
+        .collect();
+    origins.sort();
+    origins.dedup();
+    let _ = writeln!(out, "\nMeasured by {}.", origins.join("; "));
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn the_table_replaces_what_stands_between_the_marks_and_nothing_else() {
+        let text = format!("a\n{BEGIN}\nold\n{END}\nb\n");
+        let once = replace(&text, "new\n").unwrap();
+        assert_eq!(once, format!("a\n{BEGIN}\nnew\n{END}\nb\n"));
+        assert_eq!(replace(&once, "new\n").unwrap(), once);
+        assert_eq!(replace("no marks", "new\n"), None);
+    }
+
+    #[test]
+    fn every_figure_has_a_row_with_its_value_and_command() {
+        let entry = json!({"name": "n", "value": 12.5, "unit": "ms", "runs": 3, "spread": [12.0, 13.0], "conditions": "a|b", "cpu": "c", "commit": "d", "command": "cargo xtask figures start"});
+        let text = table(&[entry]);
+        assert!(text.contains("| `n` | 12.5 ms | 12.0 to 13.0 | 3 | a\\|b |"), "{text}");
+        assert!(text.contains("`cargo xtask figures start` on c, commit d"), "{text}");
+        assert!(table(&[]).contains("No figure"));
+    }
+}
