@@ -1,1 +1,33 @@
-//! (see the crate's documentation below)
+//! The share log: every submit becomes one row, exactly once, whatever dies.
+//!
+//! `Journal` (log stage) appends to mapped files; `Sealer` (control core) turns them into segments that ClickHouse takes as they are; `Registry` records what the ids in
+//! rows mean. Readers (`store`, `scan`, `shares`, `verify`) need no lock. Format: `journal_format`, `segment`, `dimensions`; order of syncs: `sealer`.
+#![deny(unsafe_code)]
+
+mod content_hash;
+mod dimensions;
+mod error;
+mod folder;
+mod journal;
+mod journal_format;
+mod journal_scan;
+mod log;
+mod mapping;
+mod records;
+pub mod scan;
+mod sealer;
+mod segment;
+mod storage;
+pub mod store;
+
+pub use dimensions::{DIMENSIONS_FILE, DIMENSIONS_START, DimensionReader, Registry};
+pub use error::{JournalFull, LogError};
+pub use journal::Journal;
+pub use journal_format::{BATCH_DIMENSIONS_MAX, BATCH_ROWS_MAX};
+pub use log::{LogCounters, LogHandles, LogSettings, ShareLog};
+pub use records::{BlockRecord, BlockStatus, DimensionEntry, JobRecord, RunRecord};
+pub use sealer::{SealStep, Sealer};
+pub use segment::{
+    COLUMNS, JournalRange, LoggedRow, ROW_BYTES, SEGMENT_ROWS_MAX, SegmentBlock, SegmentMeta, parse_segment_name, segment_name,
+};
+pub use storage::{Disk, Storage};

@@ -1,0 +1,242 @@
+//! Opening a share log: lock, epoch, recovery of what an earlier process left, and the four handles.
+use crate::dimensions::{DIMENSIONS_START, DimensionLog, Registry};
+use crate::error::LogError;
+use crate::folder::{self, seg_of};
+use crate::journal::Journal;
+use crate::journal_format::{BATCH_CELLS_MAX, CELL, FIRST_CELL, HeaderProblem, JournalHeader, PREAMBLE, row_sequence};
+use crate::sealer::{FILES_MAX, Sealer, SealerParts, Source};
+use crate::segment::SEGMENT_ROWS_MAX;
+use crate::storage::{Disk, Storage};
+use crate::store;
+use otedama_primitives::RunId;
+use std::collections::VecDeque;
+use std::fs::OpenOptions;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+
+/// Settings of a log, from `[log]` and `[pool]`.
+#[derive(Clone, Debug)]
+pub struct LogSettings {
+    /// The folder; created where it is missing.
+    pub dir: PathBuf,
+    /// `[pool] name`.
+    pub pool: String,
+    /// This boot.
+    pub run: RunId,
+    /// Rows at which a segment is sealed, 1 to `SEGMENT_ROWS_MAX`.
+    pub segment_rows: u32,
+    /// Milliseconds after its first row at which a segment is sealed.
+    pub seal_after_ms: u64,
+    /// Most bytes that the folder may take.
+    pub max_bytes: u64,
+    /// Size of a journal file, a multiple of 4096 from 128 KiB to 4 GiB.
+    pub journal_file_bytes: u64,
+    /// Without a cursor: segments older than this are deleted.
+    pub keep_ms: u64,
+    /// With a cursor: segments are deleted this long after every cursor was seen behind them.
+    pub keep_shipped_ms: u64,
+    /// Whether someone follows the log (ClickHouse is configured): then only what every registered cursor has passed is deleted, and a missing cursor has passed nothing.
+    pub has_cursor: bool,
+}
+
+/// What the log counts, for the stats page. Relaxed: each number stands for itself.
+#[derive(Debug, Default)]
+pub struct LogCounters {
+    /// Segments sealed by this process.
+    pub segments_sealed: AtomicU64,
+    /// Segments of the folder that every cursor has passed, as of the last look, with those deleted by this process.
+    pub segments_shipped: AtomicU64,
+    /// Segments deleted by this process.
+    pub segments_deleted: AtomicU64,
+    /// Rows sealed by this process, recovered ones included.
+    pub rows_sealed: AtomicU64,
+    /// Rows in sealed segments that a cursor has still to pass; 0 without a cursor.
+    pub rows_unshipped: AtomicU64,
+    /// Bytes of the folder.
+    pub bytes: AtomicU64,
+    /// The disk or `max_bytes` is full: the journal gets no more files until space returns.
+    pub log_full: AtomicBool,
+    /// Journal files ready for use.
+    pub journal_spares: AtomicU64,
+    /// Journal files set aside because a part of them was damaged.
+    pub journals_damaged: AtomicU64,
+}
+
+/// What `ShareLog::open` gives: the end for the log stage, the one for the control core, the registry and the counters.
+pub type LogHandles<S> = (Journal, Sealer<S>, Arc<Registry>, Arc<LogCounters>);
+
+/// A share log.
+pub struct ShareLog;
+
+impl ShareLog {
+    /// Opens the log on the real disk. See `open_with`.
+    pub fn open(settings: LogSettings) -> Result<LogHandles<Disk>, LogError> {
+        Self::open_with(settings, Disk)
+    }
+
+    /// Opens or creates a log. Reads headers only: what an earlier process left is sealed by `Sealer::step`, before any row of this run.
+    /// `LogError::Locked` when another process has the folder.
+    pub fn open_with<S: Storage>(settings: LogSettings, storage: S) -> Result<LogHandles<S>, LogError> {
+        check(&settings)?;
+        let dir = settings.dir.clone();
+        std::fs::create_dir_all(&dir).map_err(LogError::io("create", &dir))?;
+        let lock = Arc::new(folder::lock(&dir)?);
+        let storage = Arc::new(storage);
+        let epoch = folder::ensure_epoch(&*storage, &dir)?;
+        let counters = Arc::new(LogCounters::default());
+        let recovery = recover(&*storage, &dir, &counters)?;
+
+        let dimensions = Arc::new(DimensionLog::open(storage.clone(), &dir, epoch, recovery.dimensions_end)?);
+        let (spares_tx, spares_rx) = rtrb::RingBuffer::new(FILES_MAX);
+        let (full_tx, full_rx) = rtrb::RingBuffer::new(FILES_MAX);
+        let mut sealer = Sealer::new(SealerParts {
+            storage,
+            settings,
+            epoch,
+            counters: counters.clone(),
+            dimensions: dimensions.clone(),
+            spares: spares_tx,
+            full: full_rx,
+            leftovers: recovery.leftovers,
+            next_file_number: recovery.next_file_number,
+            next_slot: recovery.next_slot,
+            next_sequence: recovery.next_sequence,
+            covered: recovery.covered,
+            lock: lock.clone(),
+        });
+        match sealer.make_spare(None) {
+            Ok(()) => {}
+            // The journal has no room then, which the log stage sees; the sealer makes a file as soon as there is space.
+            Err(error) if error.is_disk_full() => counters.log_full.store(true, std::sync::atomic::Ordering::Relaxed),
+            Err(error) => return Err(error),
+        }
+        let journal = Journal::new(spares_rx, full_tx, lock.clone());
+        let registry = Arc::new(Registry::new(dimensions, lock));
+        Ok((journal, sealer, registry, counters))
+    }
+}
+
+fn check(settings: &LogSettings) -> Result<(), LogError> {
+    if !(1..=SEGMENT_ROWS_MAX).contains(&settings.segment_rows) {
+        return Err(LogError::Setting { key: "segment_rows", what: format!("{} is not in 1..={SEGMENT_ROWS_MAX}", settings.segment_rows) });
+    }
+    let bytes = settings.journal_file_bytes;
+    if !(128 << 10..=4 << 30).contains(&bytes) || !bytes.is_multiple_of(4096) {
+        return Err(LogError::Setting {
+            key: "journal_file_bytes",
+            what: format!("{bytes} is not a multiple of 4096 from 128 KiB to 4 GiB"),
+        });
+    }
+    Ok(())
+}
+
+const _: () = assert!((BATCH_CELLS_MAX + FIRST_CELL) as u64 * CELL as u64 <= 128 << 10, "every batch fits the smallest file");
+
+struct Recovery {
+    leftovers: VecDeque<Source>,
+    next_file_number: u32,
+    next_slot: u32,
+    next_sequence: u32,
+    covered: u64,
+    dimensions_end: u64,
+}
+
+/// Clears what a killed process left half done and finds what is still to be sealed. Headers only.
+fn recover<S: Storage>(storage: &S, dir: &Path, counters: &LogCounters) -> Result<Recovery, LogError> {
+    let listing = folder::list(dir)?;
+    for path in &listing.temporary {
+        storage.remove(path).map_err(LogError::io("remove", path))?;
+    }
+
+    let mut leftovers = Vec::new();
+    let mut next_slot = 0;
+    for path in &listing.journals {
+        let slot = path
+            .file_stem()
+            .and_then(|stem| stem.to_str())
+            .and_then(|stem| stem.strip_prefix("journal-"))
+            .and_then(|slot| slot.parse::<u32>().ok());
+        next_slot = next_slot.max(slot.map_or(0, |slot| slot.saturating_add(1)));
+        let file = OpenOptions::new().read(true).write(true).open(path).map_err(LogError::io("open", path))?;
+        let bytes = file.metadata().map_err(LogError::io("stat", path))?.len();
+        let mut preamble = [0u8; PREAMBLE];
+        let front = preamble.get_mut(..bytes.min(PREAMBLE as u64) as usize).unwrap_or_default();
+        file.read_exact_at(front, 0).map_err(LogError::io("read", path))?;
+        match JournalHeader::decode(front) {
+            Ok(header) => {
+                // A file that was cut still has its first rows.
+                let cells = header.cells.min(u32::try_from(bytes / CELL as u64).unwrap_or(u32::MAX));
+                leftovers.push(Source {
+                    header: JournalHeader { cells, ..header },
+                    path: path.clone(),
+                    file,
+                    cell: FIRST_CELL,
+                    taken: 0,
+                    finished: true,
+                    leftover: true,
+                    damaged: cells < header.cells,
+                    map: None,
+                });
+            }
+            // Created, but not used before the process died.
+            Err(HeaderProblem::Blank) => storage.remove(path).map_err(LogError::io("remove", path))?,
+            Err(HeaderProblem::Short) if bytes == 0 => storage.remove(path).map_err(LogError::io("remove", path))?,
+            Err(HeaderProblem::Version(version)) => {
+                return Err(LogError::damaged(
+                    path,
+                    format!("journal version {version}: start the release that wrote it once, it will seal it"),
+                ));
+            }
+            Err(_) => {
+                // Never thrown away: a person may still read rows out of it.
+                let aside = path.with_extension("damaged");
+                storage.rename(path, &aside).map_err(LogError::io("set aside", path))?;
+                counters.journals_damaged.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            }
+        }
+    }
+    leftovers.sort_by_key(|source| source.header.file_number);
+
+    let mut next_sequence = 1;
+    let mut covered = 0;
+    let mut dimensions_end = DIMENSIONS_START;
+    if let Some((&key, _)) = listing.segments.iter().rev().find(|(_, files)| files.native) {
+        let meta = store::read_meta(dir, seg_of(key))?;
+        let Some(meta) = meta else {
+            return Err(LogError::damaged(&store::native_path(dir, seg_of(key)), "it vanished while the log was opened"));
+        };
+        next_sequence = key.0.saturating_add(1);
+        covered = meta.journal_end();
+        dimensions_end = meta.dimensions_end;
+    }
+    for (&key, _) in listing.segments.iter().filter(|(_, files)| files.meta && !files.native) {
+        let path = store::meta_path(dir, seg_of(key));
+        // The rows of a segment that was never committed are still in the journal. Where they are not, a committed block was lost since: its number is not used again
+        // and its meta stays, so that verify tells.
+        let first_file = store::read_meta(dir, seg_of(key)).ok().flatten().and_then(|meta| meta.journal.first().map(|range| range.file));
+        let rows_are_here = |file| leftovers.iter().any(|source: &Source| source.header.file_number == file);
+        if key.0 >= next_sequence && first_file.is_some_and(|file| !rows_are_here(file)) {
+            next_sequence = key.0.saturating_add(1);
+            continue;
+        }
+        storage.remove(&path).map_err(LogError::io("remove", &path))?;
+    }
+    for name in &listing.cursors {
+        // A folder that lost its segments must not call a new one by a number that a follower has passed.
+        if let Ok(Some(position)) = store::read_cursor(dir, name) {
+            next_sequence = next_sequence.max(position.segment.saturating_add(1));
+        }
+    }
+    let newest_file = leftovers.last().map_or(0, |source| source.header.file_number).max((covered >> 32) as u32);
+    leftovers.retain(|source| {
+        let wholly_covered = row_sequence(source.header.file_number, u32::MAX) < covered;
+        if wholly_covered {
+            // Sealed before the process died and not yet recycled. Removing needs no sync: at worst it is found again.
+            let _ = storage.remove(&source.path);
+        }
+        !wholly_covered
+    });
+    Ok(Recovery { leftovers: leftovers.into(), next_file_number: newest_file + 1, next_slot, next_sequence, covered, dimensions_end })
+}

@@ -1,0 +1,123 @@
+//! Every row of a log in order of arrival: sealed segments, then what is committed in the journal but not sealed. No lock; a log in use is read as of now.
+use crate::error::LogError;
+use crate::journal_scan::read_journals;
+use crate::segment::{LoggedRow, SegmentBlock, SegmentMeta};
+use crate::store::SegmentStore;
+use otedama_primitives::ShareStatus;
+use std::collections::VecDeque;
+use std::path::Path;
+
+/// Rows decoded at a time.
+const CHUNK_ROWS: usize = 4096;
+
+/// Which rows are wanted.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Filter {
+    /// Arrival at or after, microseconds since the epoch.
+    pub since_us: Option<u64>,
+    /// Arrival before, microseconds since the epoch.
+    pub until_us: Option<u64>,
+    /// This status only.
+    pub status: Option<ShareStatus>,
+}
+
+impl Filter {
+    /// True for a row that is wanted.
+    #[inline]
+    pub fn takes(&self, row: &LoggedRow) -> bool {
+        self.since_us.is_none_or(|since| row.arrival_us >= since)
+            && self.until_us.is_none_or(|until| row.arrival_us < until)
+            && self.status.is_none_or(|status| row.status == status as u8)
+    }
+
+    /// False when no row of the segment can be wanted.
+    pub fn may_take(&self, meta: &SegmentMeta) -> bool {
+        self.since_us.is_none_or(|since| meta.last_us >= since)
+            && self.until_us.is_none_or(|until| meta.first_us < until)
+            && self.status.is_none_or(|status| meta.by_status.get(status as usize).is_none_or(|&rows| rows > 0))
+    }
+}
+
+/// Rows of a log; see `rows`.
+pub struct Rows {
+    store: SegmentStore,
+    filter: Filter,
+    metas: VecDeque<SegmentMeta>,
+    unsealed: VecDeque<LoggedRow>,
+    bytes: Vec<u8>,
+    next_row: usize,
+    rows_in_bytes: usize,
+    chunk: VecDeque<LoggedRow>,
+}
+
+/// The rows of the log in `dir` that `filter` takes. A damaged segment gives one error and is left out; the scan goes on behind it.
+pub fn rows(dir: &Path, filter: Filter) -> Result<Rows, LogError> {
+    let (metas, unsealed) = snapshot(dir)?;
+    Ok(Rows {
+        store: SegmentStore::open(dir)?,
+        filter,
+        metas: metas.into_iter().filter(|meta| filter.may_take(meta)).collect(),
+        unsealed: unsealed.into_iter().filter(|row| filter.takes(row)).collect(),
+        bytes: Vec::new(),
+        next_row: 0,
+        rows_in_bytes: 0,
+        chunk: VecDeque::new(),
+    })
+}
+
+/// Segments, and the journal's rows that they do not cover. The journal is read first: a row sealed in between is then in both and dropped from the journal's side.
+pub(crate) fn snapshot(dir: &Path) -> Result<(Vec<SegmentMeta>, Vec<LoggedRow>), LogError> {
+    let store = SegmentStore::open(dir)?;
+    let covered = |metas: &[SegmentMeta]| metas.last().map_or(0, SegmentMeta::journal_end);
+    let journals = read_journals(dir, covered(&store.segments()?))?;
+    let metas = store.segments()?;
+    let covered = covered(&metas);
+    let unsealed =
+        journals.into_iter().flat_map(|scan| scan.rows).filter(|(sequence, _)| *sequence >= covered).map(|(_, row)| row).collect();
+    Ok((metas, unsealed))
+}
+
+impl Rows {
+    fn fill(&mut self) -> Result<bool, LogError> {
+        loop {
+            if self.next_row < self.rows_in_bytes {
+                // Taking the columns apart costs some hundred nanoseconds, once per chunk.
+                if let Ok(block) = SegmentBlock::parse(&self.bytes) {
+                    let end = (self.next_row + CHUNK_ROWS).min(self.rows_in_bytes);
+                    let filter = self.filter;
+                    self.chunk.extend((self.next_row..end).map(|row| block.row(row)).filter(|row| filter.takes(row)));
+                    self.next_row = end;
+                } else {
+                    self.next_row = self.rows_in_bytes;
+                }
+                if !self.chunk.is_empty() {
+                    return Ok(true);
+                }
+                continue;
+            }
+            let Some(meta) = self.metas.pop_front() else { return Ok(false) };
+            self.rows_in_bytes = 0;
+            self.next_row = 0;
+            if self.store.read_native(&meta, &mut self.bytes)? {
+                let block = SegmentBlock::parse(&self.bytes).map_err(|what| LogError::damaged(&self.store.native_path(&meta), what))?;
+                self.rows_in_bytes = block.rows();
+            }
+        }
+    }
+}
+
+impl Iterator for Rows {
+    type Item = Result<LoggedRow, LogError>;
+
+    #[inline]
+    fn next(&mut self) -> Option<Self::Item> {
+        if let Some(row) = self.chunk.pop_front() {
+            return Some(Ok(row));
+        }
+        match self.fill() {
+            Ok(true) => self.chunk.pop_front().map(Ok),
+            Ok(false) => self.unsealed.pop_front().map(Ok),
+            Err(error) => Some(Err(error)),
+        }
+    }
+}

@@ -1,0 +1,600 @@
+//! The sealer: reads the journal, writes segments, recycles files, keeps spares and applies retention. It runs on the control core, a bounded piece of work per step.
+use crate::dimensions::DimensionLog;
+use crate::error::LogError;
+use crate::folder::{self, seg_of};
+use crate::journal::JournalFile;
+use crate::journal_format::{
+    BATCH_CELLS_MAX, CELL, COMMITTED_END_OFFSET, Cell, FIRST_CELL, JournalHeader, Parsed, committed_end, parse, row_sequence,
+};
+use crate::log::{LogCounters, LogSettings};
+use crate::mapping::MappedFile;
+use crate::segment::{Columns, LoggedRow, SEGMENT_ROWS_MAX, SegmentMeta, segment_name, utc_day};
+use crate::storage::{Disk, Storage};
+use crate::store::{self, meta_path, native_path};
+use bytemuck::Zeroable;
+use otedama_primitives::{Coin, ShareRow, ShareStatus, flags};
+use std::collections::VecDeque;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+/// Spare journal files kept ready beside the one in use.
+const SPARES_READY: usize = 3;
+/// Room of the rings between journal and sealer: every journal file there is at once.
+pub(crate) const FILES_MAX: usize = 64;
+/// Cells read at a time.
+const READ_CELLS: u32 = 1 << 14;
+/// How often the folder is looked at for cursors and age.
+const RETENTION_EVERY_US: u64 = 1_000_000;
+/// Pause before a full disk is tried again.
+const FULL_RETRY_US: u64 = 250_000;
+
+/// What a step did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SealStep {
+    /// Nothing was to do: sleep some milliseconds.
+    Idle,
+    /// Work was done and more may wait.
+    Worked,
+}
+
+/// A journal file that the sealer reads, by pread: never through the mapping.
+pub(crate) struct Source {
+    pub(crate) header: JournalHeader,
+    pub(crate) path: PathBuf,
+    pub(crate) file: File,
+    /// First cell not read.
+    pub(crate) cell: u32,
+    /// Rows of the batch at `cell` that are taken already.
+    pub(crate) taken: u32,
+    /// The journal has left it, or never used it: what is committed is all there will be.
+    pub(crate) finished: bool,
+    /// Written by an earlier process: its tail may hold a commit behind the committed end.
+    pub(crate) leftover: bool,
+    pub(crate) damaged: bool,
+    pub(crate) map: Option<MappedFile>,
+}
+
+impl Source {
+    fn committed_end(&self) -> Result<Option<u32>, LogError> {
+        let mut word = [0u8; 8];
+        self.file.read_exact_at(&mut word, COMMITTED_END_OFFSET as u64).map_err(LogError::io("read", &self.path))?;
+        Ok(committed_end(u64::from_le_bytes(word), self.header.file_number).filter(|&end| end <= self.header.cells))
+    }
+}
+
+/// A sealed segment, as retention needs it.
+struct Sealed {
+    seg: u64,
+    rows: u64,
+    bytes: u64,
+    last_us: u64,
+    /// When every cursor was first seen behind it.
+    passed_us: Option<u64>,
+}
+
+/// Seals journal ranges into segments; see the module's head. Made by `ShareLog::open`.
+pub struct Sealer<S: Storage = Disk> {
+    storage: Arc<S>,
+    settings: LogSettings,
+    epoch: u32,
+    counters: Arc<LogCounters>,
+    dimensions: Arc<DimensionLog>,
+    spares: rtrb::Producer<JournalFile>,
+    full: rtrb::Consumer<JournalFile>,
+    /// To be read, in order.
+    sources: VecDeque<Source>,
+    /// Read to the end, waiting for their rows to be sealed.
+    read: VecDeque<Source>,
+    next_file_number: u32,
+    next_slot: u32,
+    next_sequence: u32,
+    /// Journal rows below are covered by segments.
+    covered: u64,
+    columns: Columns,
+    opened_us: u64,
+    /// The open segment must be sealed before another row is read.
+    must_seal: bool,
+    buffer: Vec<Cell>,
+    sealed: VecDeque<Sealed>,
+    sealed_loaded: bool,
+    sealed_bytes: u64,
+    retention_us: u64,
+    full_since_us: Option<u64>,
+    over_max: bool,
+    on_block_row: Option<Box<dyn FnMut(&LoggedRow) + Send>>,
+    _lock: Arc<File>,
+}
+
+/// What `ShareLog::open` hands to the sealer.
+pub(crate) struct SealerParts<S> {
+    pub(crate) storage: Arc<S>,
+    pub(crate) settings: LogSettings,
+    pub(crate) epoch: u32,
+    pub(crate) counters: Arc<LogCounters>,
+    pub(crate) dimensions: Arc<DimensionLog>,
+    pub(crate) spares: rtrb::Producer<JournalFile>,
+    pub(crate) full: rtrb::Consumer<JournalFile>,
+    pub(crate) leftovers: VecDeque<Source>,
+    pub(crate) next_file_number: u32,
+    pub(crate) next_slot: u32,
+    pub(crate) next_sequence: u32,
+    pub(crate) covered: u64,
+    pub(crate) lock: Arc<File>,
+}
+
+impl<S: Storage> Sealer<S> {
+    pub(crate) fn new(parts: SealerParts<S>) -> Self {
+        Self {
+            storage: parts.storage,
+            settings: parts.settings,
+            epoch: parts.epoch,
+            counters: parts.counters,
+            dimensions: parts.dimensions,
+            spares: parts.spares,
+            full: parts.full,
+            sources: parts.leftovers,
+            read: VecDeque::new(),
+            next_file_number: parts.next_file_number,
+            next_slot: parts.next_slot,
+            next_sequence: parts.next_sequence,
+            covered: parts.covered,
+            columns: Columns::default(),
+            opened_us: 0,
+            must_seal: false,
+            buffer: Vec::new(),
+            sealed: VecDeque::new(),
+            sealed_loaded: false,
+            sealed_bytes: 0,
+            retention_us: 0,
+            full_since_us: None,
+            over_max: false,
+            on_block_row: None,
+            _lock: parts.lock,
+        }
+    }
+
+    /// Calls `action` with every row that carries `flags::BLOCK`, once per process: chain looks for candidates that did not reach it over their ring.
+    pub fn on_block_row(&mut self, action: impl FnMut(&LoggedRow) + Send + 'static) {
+        self.on_block_row = Some(Box::new(action));
+    }
+
+    /// The counters, shared with the stats page.
+    pub fn counters(&self) -> &Arc<LogCounters> {
+        &self.counters
+    }
+
+    /// Does one bounded piece of work: reads up to a megabyte of journal, or seals one segment, or makes one file ready. A full disk is no error: it shows in
+    /// `LogCounters::log_full` and passes when space returns. After an error nothing is lost: call again after a pause.
+    pub fn step(&mut self, now_us: u64) -> Result<SealStep, LogError> {
+        match self.try_step(now_us) {
+            Err(error) if error.is_disk_full() => {
+                self.full_since_us = Some(now_us);
+                self.counters.log_full.store(true, Relaxed);
+                // Retention may free what is needed.
+                self.retain(now_us)?;
+                Ok(SealStep::Idle)
+            }
+            other => other,
+        }
+    }
+
+    fn try_step(&mut self, now_us: u64) -> Result<SealStep, LogError> {
+        self.receive();
+        let mut worked = false;
+        if self.must_seal || (self.columns.rows() > 0 && now_us.saturating_sub(self.opened_us) >= self.settings.seal_after_ms * 1000) {
+            if self.waits_for_space(now_us) {
+                return Ok(SealStep::Idle);
+            }
+            self.seal(now_us)?;
+            worked = true;
+        } else {
+            worked |= self.read_some(now_us)?;
+        }
+        worked |= self.release()?;
+        worked |= self.keep_spares(now_us)?;
+        if now_us.saturating_sub(self.retention_us) >= RETENTION_EVERY_US {
+            self.retain(now_us)?;
+        }
+        Ok(if worked { SealStep::Worked } else { SealStep::Idle })
+    }
+
+    /// Seals everything that is committed. Call it when the log stage has stopped and its `Journal` is dropped or idle.
+    pub fn drain(&mut self, now_us: u64) -> Result<(), LogError> {
+        loop {
+            self.receive();
+            if self.must_seal {
+                self.seal(now_us)?;
+            }
+            if !self.read_some(now_us)? {
+                break;
+            }
+        }
+        if self.columns.rows() > 0 {
+            self.seal(now_us)?;
+        }
+        self.dimensions.sync()?;
+        self.release()?;
+        self.retain(now_us)
+    }
+
+    fn waits_for_space(&self, now_us: u64) -> bool {
+        self.full_since_us.is_some_and(|since| now_us.saturating_sub(since) < FULL_RETRY_US)
+    }
+
+    fn space_returned(&mut self) {
+        self.full_since_us = None;
+        self.counters.log_full.store(self.over_max, Relaxed);
+    }
+
+    /// Takes back the files that the journal has filled.
+    fn receive(&mut self) {
+        // An abandoned ring is looked at before it is emptied: what comes out then is all there will ever be.
+        let journal_gone = self.full.is_abandoned();
+        while let Ok(file) = self.full.pop() {
+            if let Some(source) = self.sources.iter_mut().find(|source| source.header.file_number == file.number) {
+                source.finished = true;
+                source.map = Some(file.map);
+            }
+        }
+        if journal_gone {
+            self.sources.iter_mut().for_each(|source| source.finished = true);
+        }
+        self.counters.journal_spares.store(self.spares_ready() as u64, Relaxed);
+    }
+
+    fn spares_ready(&self) -> usize {
+        FILES_MAX.saturating_sub(self.spares.slots())
+    }
+
+    fn keep_spares(&mut self, now_us: u64) -> Result<bool, LogError> {
+        if self.spares_ready() >= SPARES_READY || self.over_max || self.waits_for_space(now_us) || self.spares.is_abandoned() {
+            return Ok(false);
+        }
+        if self.sources.len() + self.read.len() >= FILES_MAX - 1 {
+            return Ok(false);
+        }
+        self.make_spare(None)?;
+        self.space_returned();
+        Ok(true)
+    }
+
+    /// Makes a file ready and hands it to the journal: a new one, or `recycled` under its next number.
+    pub(crate) fn make_spare(&mut self, recycled: Option<Source>) -> Result<(), LogError> {
+        let cells = u32::try_from(self.settings.journal_file_bytes / CELL as u64).unwrap_or(u32::MAX);
+        let header = JournalHeader { file_number: self.next_file_number, run_prefix: self.settings.run.prefix(), epoch: self.epoch, cells };
+        let (path, file, map) = match recycled {
+            Some(source) => (source.path, source.file, source.map),
+            None => {
+                let path = self.settings.dir.join(format!("journal-{:06}.open", self.next_slot));
+                let file = self.storage.create(&path).map_err(LogError::io("create", &path))?;
+                if let Err(error) = self.storage.fallocate(&file, self.settings.journal_file_bytes) {
+                    // Best effort: an empty file is removed by the next recovery as well.
+                    let _ = self.storage.remove(&path);
+                    return Err(LogError::io("fallocate", &path)(error));
+                }
+                self.next_slot += 1;
+                (path, file, None)
+            }
+        };
+        self.storage.write_all_at(&file, 0, &header.preamble()).map_err(LogError::io("write the header of", &path))?;
+        let map = match map {
+            Some(map) => map,
+            None => MappedFile::map(&file, self.settings.journal_file_bytes as usize).map_err(LogError::io("map", &path))?,
+        };
+        if self.spares.push(JournalFile { map, number: header.file_number, cells }).is_err() {
+            return Err(LogError::damaged(&path, "more journal files than the ring has room for"));
+        }
+        self.next_file_number += 1;
+        self.sources.push_back(Source {
+            header,
+            path,
+            file,
+            cell: FIRST_CELL,
+            taken: 0,
+            finished: false,
+            leftover: false,
+            damaged: false,
+            map: None,
+        });
+        self.counters.journal_spares.store(self.spares_ready() as u64, Relaxed);
+        Ok(())
+    }
+
+    /// Reads committed batches of the oldest unread file into the columns. True when anything was read.
+    fn read_some(&mut self, now_us: u64) -> Result<bool, LogError> {
+        let Some(source) = self.sources.front_mut() else { return Ok(false) };
+        if source.header.run_prefix != self.columns.run_prefix && self.columns.rows() > 0 {
+            // One segment, one run: `instance` is constant in it.
+            self.must_seal = true;
+            return Ok(true);
+        }
+        self.columns.run_prefix = source.header.run_prefix;
+
+        let known_end = source.committed_end()?;
+        let cells = source.header.cells;
+        // A live file is read to its committed end. Of a leftover, a commit behind the end counts too; with a damaged end, whatever is valid counts
+        // (of a live file the next append makes the end good again).
+        let limit = match known_end {
+            Some(end) if source.leftover => end.saturating_add(BATCH_CELLS_MAX).min(cells),
+            Some(end) => end,
+            None if source.finished => {
+                source.damaged = true;
+                cells
+            }
+            None => source.cell,
+        };
+        if source.cell >= limit {
+            return self.finish_front();
+        }
+        let length = (limit - source.cell).min(READ_CELLS) as usize;
+        self.buffer.resize(READ_CELLS as usize, Cell::zeroed());
+        let Some(buffer) = self.buffer.get_mut(..length) else { return Ok(false) };
+        source
+            .file
+            .read_exact_at(bytemuck::cast_slice_mut(buffer), u64::from(source.cell) * CELL as u64)
+            .map_err(LogError::io("read", &source.path))?;
+        let reaches_limit = source.cell + length as u32 == limit;
+        let mut at = 0usize;
+        while let Some(cells_left) = buffer.get(at..).filter(|cells| !cells.is_empty()) {
+            let batch = match parse(cells_left, source.header.file_number) {
+                Parsed::Batch(batch) => batch,
+                // More of it comes with the next read. A batch is smaller than the buffer, so that read starts with it.
+                Parsed::Incomplete if !reaches_limit => break,
+                Parsed::Incomplete | Parsed::Nothing => {
+                    let end_is_here = known_end.is_some_and(|end| source.cell + at as u32 >= end);
+                    if end_is_here {
+                        source.cell = limit;
+                        return self.finish_front();
+                    }
+                    // Damage below the committed end: go on at the next valid batch, keep the file for inspection.
+                    source.damaged = true;
+                    at += 1;
+                    source.taken = 0;
+                    continue;
+                }
+            };
+            let batch_cells = 1 + batch.commit.cells();
+            let batch_cell = source.cell + at as u32;
+            let covered = self.covered.saturating_sub(row_sequence(source.header.file_number, batch.commit.first_row));
+            let skip = u32::try_from(covered).unwrap_or(u32::MAX).max(source.taken).min(batch.commit.rows);
+            if source.taken == 0 && (skip < batch.commit.rows || batch.commit.rows == 0) {
+                for dimension in batch.dimension_records() {
+                    self.dimensions.queue(source.header.run_prefix, &dimension);
+                }
+            }
+            let rows = batch.rows.get(skip as usize..).unwrap_or_default();
+            let room = (self.settings.segment_rows as usize).saturating_sub(self.columns.rows());
+            let day =
+                if self.columns.rows() > 0 { Some(utc_day(self.columns.last_us)) } else { rows.first().map(|row| utc_day(row.arrival_us)) };
+            let mut take = rows.len().min(room);
+            if let Some(day) = day
+                && rows.last().is_some_and(|row| utc_day(row.arrival_us) != day)
+            {
+                take = rows.iter().take(take).take_while(|row| utc_day(row.arrival_us) == day).count();
+            }
+            let taken_rows = rows.get(..take).unwrap_or_default();
+            if take > 0 && self.columns.rows() == 0 {
+                self.opened_us = now_us;
+            }
+            if taken_rows.iter().all(is_of_this_release) {
+                self.columns.extend(taken_rows, source.header.file_number, batch.commit.first_row + skip, batch_cell + batch_cells);
+            } else {
+                let known: Vec<ShareRow> = taken_rows.iter().map(of_this_release).collect();
+                self.columns.extend(&known, source.header.file_number, batch.commit.first_row + skip, batch_cell + batch_cells);
+            }
+            if let Some(action) = self.on_block_row.as_mut() {
+                for (index, row) in taken_rows.iter().enumerate().filter(|(_, row)| row.flags & flags::BLOCK != 0) {
+                    let sequence = batch.commit.first_row + skip + index as u32;
+                    action(&LoggedRow::expand(row, source.header.run_prefix, sequence));
+                }
+            }
+            if take < rows.len() || self.columns.rows() >= self.settings.segment_rows as usize {
+                self.must_seal = true;
+            }
+            if take < rows.len() {
+                source.taken = skip + take as u32;
+                break;
+            }
+            source.taken = 0;
+            at += batch_cells as usize;
+            if self.must_seal {
+                break;
+            }
+        }
+        source.cell += at as u32;
+        Ok(true)
+    }
+
+    /// The front source is read to its end: put it aside when it is finished. True when it was.
+    fn finish_front(&mut self) -> Result<bool, LogError> {
+        let finished = self.sources.front().is_some_and(|source| source.finished);
+        if finished && let Some(source) = self.sources.pop_front() {
+            self.read.push_back(source);
+        }
+        Ok(finished)
+    }
+
+    /// Seals the open segment; the fsync order is the proof: dimensions, block, meta, rename of the meta, rename of the block (the commit point), folder.
+    fn seal(&mut self, now_us: u64) -> Result<(), LogError> {
+        let seg = (u64::from(self.epoch) << 32) | u64::from(self.next_sequence);
+        let result = self.write_segment(seg);
+        if result.is_err() {
+            // Whatever stands there is written anew, into new files: after a failed fsync the old pages prove nothing.
+            for extension in ["native.tmp", "meta.tmp"] {
+                let _ = self.storage.remove(&self.settings.dir.join(format!("{}.{extension}", segment_name(seg))));
+            }
+            self.must_seal = true;
+        }
+        let (meta, meta_bytes) = result?;
+        self.next_sequence += 1;
+        self.covered = meta.journal_end();
+        self.columns.clear();
+        self.must_seal = false;
+        self.counters.segments_sealed.fetch_add(1, Relaxed);
+        self.counters.rows_sealed.fetch_add(u64::from(meta.rows), Relaxed);
+        self.load_sealed()?;
+        self.remember(&meta, meta_bytes);
+        self.space_returned();
+        self.release()?;
+        if self.bytes() > self.settings.max_bytes {
+            self.retain(now_us)?;
+        }
+        Ok(())
+    }
+
+    fn write_segment(&mut self, seg: u64) -> Result<(SegmentMeta, u64), LogError> {
+        let dir = &self.settings.dir;
+        let dimensions_end = self.dimensions.sync()?;
+        let (native, meta_file) = (native_path(dir, seg), meta_path(dir, seg));
+        let native_tmp = dir.join(format!("{}.native.tmp", segment_name(seg)));
+        let meta_tmp = dir.join(format!("{}.meta.tmp", segment_name(seg)));
+
+        let file = self.storage.create(&native_tmp).map_err(LogError::io("create", &native_tmp))?;
+        let meta = self.columns.write(&*self.storage, &file, &native_tmp, seg, dimensions_end)?;
+        self.storage.fsync(&file).map_err(LogError::io("fsync", &native_tmp))?;
+        let text = meta.encode();
+        let file = self.storage.create(&meta_tmp).map_err(LogError::io("create", &meta_tmp))?;
+        self.storage.write_all_at(&file, 0, &text).map_err(LogError::io("write", &meta_tmp))?;
+        self.storage.fsync(&file).map_err(LogError::io("fsync", &meta_tmp))?;
+        self.storage.rename(&meta_tmp, &meta_file).map_err(LogError::io("rename", &meta_tmp))?;
+        self.storage.rename(&native_tmp, &native).map_err(LogError::io("rename", &native_tmp))?;
+        self.storage.sync_folder(dir).map_err(LogError::io("fsync", dir))?;
+        Ok((meta, text.len() as u64))
+    }
+
+    /// Frees journal files whose rows are all sealed: back to the journal under a new number, or removed.
+    fn release(&mut self) -> Result<bool, LogError> {
+        let mut released = false;
+        while let Some(source) = self.read.front() {
+            let number = source.header.file_number;
+            if self.columns.ranges.iter().any(|range| range.file == number) {
+                break;
+            }
+            // Dimensions without rows of their own must be safe before their only copy goes.
+            self.dimensions.sync()?;
+            let Some(source) = self.read.pop_front() else { break };
+            released = true;
+            if source.damaged {
+                let aside = source.path.with_extension("damaged");
+                self.storage.rename(&source.path, &aside).map_err(LogError::io("set aside", &source.path))?;
+                self.counters.journals_damaged.fetch_add(1, Relaxed);
+                continue;
+            }
+            let same_size = u64::from(source.header.cells) * CELL as u64 == self.settings.journal_file_bytes;
+            if same_size && !self.over_max && self.spares_ready() < SPARES_READY && !self.spares.is_abandoned() {
+                self.make_spare(Some(source))?;
+            } else {
+                self.storage.remove(&source.path).map_err(LogError::io("remove", &source.path))?;
+            }
+        }
+        Ok(released)
+    }
+
+    /// Bytes that the folder occupies.
+    fn bytes(&self) -> u64 {
+        let journals: u64 = self.sources.iter().chain(&self.read).map(|source| u64::from(source.header.cells) * CELL as u64).sum();
+        self.sealed_bytes + journals + self.dimensions.end()
+    }
+
+    fn remember(&mut self, meta: &SegmentMeta, meta_bytes: u64) {
+        if self.sealed.back().is_some_and(|last| last.seg == meta.seg) {
+            return;
+        }
+        let bytes = meta.native_bytes + meta_bytes;
+        self.sealed_bytes += bytes;
+        self.sealed.push_back(Sealed { seg: meta.seg, rows: u64::from(meta.rows), bytes, last_us: meta.last_us, passed_us: None });
+    }
+
+    /// Reads what earlier processes sealed: once, in the background.
+    fn load_sealed(&mut self) -> Result<(), LogError> {
+        if self.sealed_loaded {
+            return Ok(());
+        }
+        let listing = folder::list(&self.settings.dir)?;
+        for (&key, files) in listing.segments.iter().filter(|(_, files)| files.native) {
+            let seg = seg_of(key);
+            let size = |path: &Path| std::fs::metadata(path).map_or(0, |metadata| metadata.len());
+            let bytes = size(&native_path(&self.settings.dir, seg)) + size(&meta_path(&self.settings.dir, seg));
+            // Damaged metas are for verify to tell; here such a segment is kept until max_bytes.
+            let meta = if files.meta { store::read_meta(&self.settings.dir, seg).ok().flatten() } else { None };
+            self.sealed_bytes += bytes;
+            self.sealed.push_back(Sealed {
+                seg,
+                rows: meta.as_ref().map_or(0, |meta| u64::from(meta.rows)),
+                bytes,
+                last_us: meta.as_ref().map_or(u64::MAX, |meta| meta.last_us),
+                passed_us: None,
+            });
+        }
+        self.sealed_loaded = true;
+        Ok(())
+    }
+
+    /// Deletes the oldest segments that are too old or too many, as far as every cursor has passed them. The newest always stays: its meta says which part of the
+    /// journal is sealed, and its number what the next one is called.
+    fn retain(&mut self, now_us: u64) -> Result<(), LogError> {
+        self.retention_us = now_us;
+        self.load_sealed()?;
+        let listing = folder::list(&self.settings.dir)?;
+        let passed = if self.settings.has_cursor {
+            store::slowest_cursor(&self.settings.dir, &listing).map_or(0, |position| position.segment)
+        } else {
+            u32::MAX
+        };
+        for sealed in &mut self.sealed {
+            if sealed.seg as u32 > passed {
+                break;
+            }
+            sealed.passed_us.get_or_insert(now_us);
+        }
+        while self.sealed.len() > 1 {
+            let Some(oldest) = self.sealed.front() else { break };
+            let Some(passed_us) = oldest.passed_us else { break };
+            let is_old = if self.settings.has_cursor {
+                now_us.saturating_sub(passed_us) >= self.settings.keep_shipped_ms.saturating_mul(1000)
+            } else {
+                now_us.saturating_sub(oldest.last_us) >= self.settings.keep_ms.saturating_mul(1000)
+            };
+            if !is_old && self.bytes() <= self.settings.max_bytes {
+                break;
+            }
+            let (seg, bytes) = (oldest.seg, oldest.bytes);
+            for path in [native_path(&self.settings.dir, seg), meta_path(&self.settings.dir, seg)] {
+                match self.storage.remove(&path) {
+                    Ok(()) => {}
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                    Err(error) => return Err(LogError::io("remove", &path)(error)),
+                }
+            }
+            self.sealed.pop_front();
+            self.sealed_bytes -= bytes;
+            self.counters.segments_deleted.fetch_add(1, Relaxed);
+        }
+        self.over_max = self.bytes() > self.settings.max_bytes;
+        self.counters.log_full.store(self.over_max || self.full_since_us.is_some(), Relaxed);
+        self.counters.bytes.store(self.bytes(), Relaxed);
+        if self.settings.has_cursor {
+            let shipped = self.sealed.iter().filter(|sealed| sealed.seg as u32 <= passed).count() as u64;
+            self.counters.segments_shipped.store(shipped + self.counters.segments_deleted.load(Relaxed), Relaxed);
+            let unshipped = self.sealed.iter().filter(|sealed| sealed.seg as u32 > passed).map(|sealed| sealed.rows).sum();
+            self.counters.rows_unshipped.store(unshipped, Relaxed);
+        }
+        Ok(())
+    }
+}
+
+/// True for a row whose enum columns this release can write.
+pub(crate) fn is_of_this_release(row: &ShareRow) -> bool {
+    row.status <= ShareStatus::Overload as u8 && row.coin == Coin::Bitcoin as u8
+}
+
+/// A row of a newer release, kept with the numbers that this one knows: losing it would be worse.
+fn of_this_release(row: &ShareRow) -> ShareRow {
+    let status = if row.status <= ShareStatus::Overload as u8 { row.status } else { ShareStatus::Overload as u8 };
+    ShareRow { status, coin: Coin::Bitcoin as u8, ..*row }
+}
+
+const _: () = assert!(SEGMENT_ROWS_MAX as usize >= crate::journal_format::BATCH_ROWS_MAX);

@@ -1,0 +1,578 @@
+//! A sealed segment: `NAME.native` is exactly one ClickHouse Native block, `NAME.meta` says what stands in it and which part of the journal it covers.
+use crate::content_hash::ContentHash;
+use crate::error::LogError;
+use crate::journal_format::row_sequence;
+use crate::storage::Storage;
+use otedama_primitives::{ShareRow, ShareStatus};
+use serde::{Deserialize, Serialize};
+use std::fs::File;
+use std::path::Path;
+
+/// Most rows of a segment: one insert, one block, one part on the server.
+pub const SEGMENT_ROWS_MAX: u32 = 524_288;
+
+const STATUS_TYPE: &str = "Enum8('accepted' = 0, 'stale' = 1, 'duplicate' = 2, 'low_difficulty' = 3, 'bad_time' = 4, 'bad_version' = 5, \
+     'malformed' = 6, 'unauthorized' = 7, 'overload' = 8)";
+const COIN_TYPE: &str = "Enum8('bitcoin' = 0)";
+
+/// Name, ClickHouse type and bytes per row of every column, in the order of the block. Types are of the subset that servers from 18.16 on take.
+pub const COLUMNS: [(&str, &str, usize); 18] = [
+    ("instance", "UInt16", 2),
+    ("seg", "UInt64", 8),
+    ("seq", "UInt32", 4),
+    ("time", "DateTime", 4),
+    ("us", "UInt32", 4),
+    ("session", "UInt64", 8),
+    ("worker", "UInt64", 8),
+    ("job", "UInt64", 8),
+    ("coin", COIN_TYPE, 1),
+    ("status", STATUS_TYPE, 1),
+    ("flags", "UInt8", 1),
+    ("work", "UInt64", 8),
+    ("share_difficulty", "Float32", 4),
+    ("nonce", "UInt32", 4),
+    ("ntime", "UInt32", 4),
+    ("version", "UInt32", 4),
+    ("extranonce2", "UInt64", 8),
+    ("latency_us", "UInt32", 4),
+];
+
+/// Bytes of a row over all columns.
+pub const ROW_BYTES: usize = {
+    let mut bytes = 0;
+    let mut index = 0;
+    while index < COLUMNS.len() {
+        bytes += COLUMNS[index].2;
+        index += 1;
+    }
+    bytes
+};
+const _: () = assert!(ROW_BYTES == 85);
+
+/// One row with full ids, as it stands in ClickHouse.
+#[derive(Clone, Copy, PartialEq, Debug, Default)]
+pub struct LoggedRow {
+    /// `[pool] instance` of the run.
+    pub instance: u16,
+    /// Segment: directory epoch << 32 | sequence; 0 while the row is unsealed.
+    pub seg: u64,
+    /// Index in the segment; while unsealed, index in the journal file.
+    pub seq: u32,
+    /// Arrival, microseconds since the epoch: columns `time` and `us`.
+    pub arrival_us: u64,
+    /// Full session number.
+    pub session: u64,
+    /// Worker identity; 0 when unauthorized.
+    pub worker: u64,
+    /// Full job number; 0 when the job named was unknown.
+    pub job: u64,
+    /// Number of the `Coin`.
+    pub coin: u8,
+    /// Number of the `ShareStatus`.
+    pub status: u8,
+    /// Bits of `flags`.
+    pub flags: u8,
+    /// Work it was judged at.
+    pub work: u64,
+    /// Difficulty of the hash.
+    pub share_difficulty: f32,
+    /// Header nonce.
+    pub nonce: u32,
+    /// Header time.
+    pub ntime: u32,
+    /// Header version as hashed.
+    pub version: u32,
+    /// As a big-endian number of its wire bytes.
+    pub extranonce2: u64,
+    /// Bytes read to append.
+    pub latency_us: u32,
+}
+
+impl LoggedRow {
+    /// The full row of a journal row.
+    pub(crate) fn expand(row: &ShareRow, run_prefix: u32, sequence: u32) -> Self {
+        Self {
+            instance: (run_prefix >> 24) as u16,
+            seg: 0,
+            seq: sequence,
+            arrival_us: row.arrival_us,
+            session: full_id(run_prefix, row.session),
+            worker: row.worker,
+            job: full_id(run_prefix, row.job),
+            coin: row.coin,
+            status: row.status,
+            flags: row.flags,
+            work: row.work,
+            share_difficulty: row.share_difficulty,
+            nonce: row.nonce,
+            ntime: row.ntime,
+            version: row.version,
+            extranonce2: row.extranonce2,
+            latency_us: row.latency_us,
+        }
+    }
+}
+
+/// Counter 0 is "none" and stays 0 in full.
+#[inline]
+fn full_id(run_prefix: u32, counter: u32) -> u64 {
+    if counter == 0 { 0 } else { (u64::from(run_prefix) << 32) | u64::from(counter) }
+}
+
+/// Days since the epoch: the partition of a row.
+#[inline]
+pub(crate) fn utc_day(arrival_us: u64) -> u64 {
+    arrival_us / 86_400_000_000
+}
+
+/// A part of one journal file: rows `first..end`, by index in the file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct JournalRange {
+    /// Number of the journal file.
+    pub file: u32,
+    /// First row.
+    pub first: u32,
+    /// Behind the last row.
+    pub end: u32,
+    /// Cell behind the batch of the last row.
+    pub cell: u32,
+}
+
+/// Rows on their way into a segment, as the columns of the block. Buffers are kept from segment to segment.
+#[derive(Default)]
+pub(crate) struct Columns {
+    time: Vec<u32>,
+    us: Vec<u32>,
+    session: Vec<u64>,
+    worker: Vec<u64>,
+    job: Vec<u64>,
+    coin: Vec<u8>,
+    status: Vec<u8>,
+    flags: Vec<u8>,
+    work: Vec<u64>,
+    share_difficulty: Vec<f32>,
+    nonce: Vec<u32>,
+    ntime: Vec<u32>,
+    version: Vec<u32>,
+    extranonce2: Vec<u64>,
+    latency_us: Vec<u32>,
+    /// One column's constant bytes, written and cleared for `instance`, `seg` and `seq`.
+    constant: Vec<u8>,
+    pub(crate) run_prefix: u32,
+    pub(crate) by_status: [u64; 9],
+    pub(crate) work_sum: u128,
+    pub(crate) work_credited: u128,
+    pub(crate) first_us: u64,
+    pub(crate) last_us: u64,
+    pub(crate) ranges: Vec<JournalRange>,
+}
+
+impl Columns {
+    pub(crate) fn rows(&self) -> usize {
+        self.time.len()
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.time.clear();
+        self.us.clear();
+        self.session.clear();
+        self.worker.clear();
+        self.job.clear();
+        self.coin.clear();
+        self.status.clear();
+        self.flags.clear();
+        self.work.clear();
+        self.share_difficulty.clear();
+        self.nonce.clear();
+        self.ntime.clear();
+        self.version.clear();
+        self.extranonce2.clear();
+        self.latency_us.clear();
+        self.by_status = [0; 9];
+        self.work_sum = 0;
+        self.work_credited = 0;
+        self.ranges.clear();
+    }
+
+    /// Adds rows of one run and one UTC day, in order of arrival; status and coin were checked. `first_row` is the index of the first in its journal file.
+    pub(crate) fn extend(&mut self, rows: &[ShareRow], file: u32, first_row: u32, cell: u32) {
+        let (Some(first), Some(last)) = (rows.first(), rows.last()) else { return };
+        if self.rows() == 0 {
+            self.first_us = first.arrival_us;
+        }
+        self.last_us = last.arrival_us;
+        let end = first_row + rows.len() as u32;
+        match self.ranges.last_mut() {
+            Some(range) if range.file == file && range.end == first_row => (range.end, range.cell) = (end, cell),
+            _ => self.ranges.push(JournalRange { file, first: first_row, end, cell }),
+        }
+        let prefix = self.run_prefix;
+        self.time.extend(rows.iter().map(|row| u32::try_from(row.arrival_us / 1_000_000).unwrap_or(u32::MAX)));
+        self.us.extend(rows.iter().map(|row| (row.arrival_us % 1_000_000) as u32));
+        self.session.extend(rows.iter().map(|row| full_id(prefix, row.session)));
+        self.worker.extend(rows.iter().map(|row| row.worker));
+        self.job.extend(rows.iter().map(|row| full_id(prefix, row.job)));
+        self.coin.extend(rows.iter().map(|row| row.coin));
+        self.status.extend(rows.iter().map(|row| row.status));
+        self.flags.extend(rows.iter().map(|row| row.flags));
+        self.work.extend(rows.iter().map(|row| row.work));
+        self.share_difficulty.extend(rows.iter().map(|row| row.share_difficulty));
+        self.nonce.extend(rows.iter().map(|row| row.nonce));
+        self.ntime.extend(rows.iter().map(|row| row.ntime));
+        self.version.extend(rows.iter().map(|row| row.version));
+        self.extranonce2.extend(rows.iter().map(|row| row.extranonce2));
+        self.latency_us.extend(rows.iter().map(|row| row.latency_us));
+        let (mut work, mut credited) = (0u128, 0u128);
+        for row in rows {
+            work += u128::from(row.work);
+            if row.status == ShareStatus::Accepted as u8 {
+                credited += u128::from(row.work);
+            }
+            if let Some(count) = self.by_status.get_mut(usize::from(row.status)) {
+                *count += 1;
+            }
+        }
+        self.work_sum += work;
+        self.work_credited += credited;
+    }
+
+    /// Gives the bytes of the block, piece by piece.
+    fn block(&mut self, seg: u64, mut sink: impl FnMut(&[u8]) -> Result<(), LogError>) -> Result<(), LogError> {
+        let rows = self.rows();
+        let mut header = Vec::with_capacity(64);
+        push_varint(&mut header, COLUMNS.len() as u64);
+        push_varint(&mut header, rows as u64);
+        sink(&header)?;
+        let instance = (self.run_prefix >> 24) as u16;
+        for (index, (name, kind, _)) in COLUMNS.iter().enumerate() {
+            header.clear();
+            push_text(&mut header, name);
+            push_text(&mut header, kind);
+            sink(&header)?;
+            self.constant.clear();
+            let bytes: &[u8] = match index {
+                0 => {
+                    self.constant.extend((0..rows).flat_map(|_| instance.to_le_bytes()));
+                    &self.constant
+                }
+                1 => {
+                    self.constant.extend((0..rows).flat_map(|_| seg.to_le_bytes()));
+                    &self.constant
+                }
+                2 => {
+                    self.constant.extend((0..rows as u32).flat_map(|row| row.to_le_bytes()));
+                    &self.constant
+                }
+                3 => bytemuck::cast_slice(&self.time),
+                4 => bytemuck::cast_slice(&self.us),
+                5 => bytemuck::cast_slice(&self.session),
+                6 => bytemuck::cast_slice(&self.worker),
+                7 => bytemuck::cast_slice(&self.job),
+                8 => &self.coin,
+                9 => &self.status,
+                10 => &self.flags,
+                11 => bytemuck::cast_slice(&self.work),
+                12 => bytemuck::cast_slice(&self.share_difficulty),
+                13 => bytemuck::cast_slice(&self.nonce),
+                14 => bytemuck::cast_slice(&self.ntime),
+                15 => bytemuck::cast_slice(&self.version),
+                16 => bytemuck::cast_slice(&self.extranonce2),
+                _ => bytemuck::cast_slice(&self.latency_us),
+            };
+            sink(bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Writes the block into `file` and returns what its meta says of it.
+    pub(crate) fn write<S: Storage>(
+        &mut self,
+        storage: &S,
+        file: &File,
+        path: &Path,
+        seg: u64,
+        dimensions_end: u64,
+    ) -> Result<SegmentMeta, LogError> {
+        let mut offset = 0u64;
+        let mut crc = 0u32;
+        let mut hash = ContentHash::new();
+        self.block(seg, |bytes| {
+            // Pieces that stay in the cache between the two sums and the copy into the page cache.
+            for piece in bytes.chunks(1 << 17) {
+                crc = crc32c::crc32c_append(crc, piece);
+                hash.update(piece);
+                storage.write_all_at(file, offset, piece).map_err(LogError::io("write", path))?;
+                offset += piece.len() as u64;
+            }
+            Ok(())
+        })?;
+        Ok(SegmentMeta {
+            name: segment_name(seg),
+            seg,
+            rows: self.rows() as u32,
+            by_status: self.by_status,
+            work_sum: self.work_sum,
+            work_credited: self.work_credited,
+            first_us: self.first_us,
+            last_us: self.last_us,
+            native_bytes: offset,
+            crc32c: crc,
+            content_hash: hash.finish(),
+            dimensions_end,
+            run_prefix: self.run_prefix,
+            journal: self.ranges.clone(),
+        })
+    }
+}
+
+fn push_varint(into: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        into.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    into.push(value as u8);
+}
+
+fn push_text(into: &mut Vec<u8>, text: &str) {
+    push_varint(into, text.len() as u64);
+    into.extend_from_slice(text.as_bytes());
+}
+
+/// `{epoch:08x}-{sequence:08x}`.
+pub fn segment_name(seg: u64) -> String {
+    format!("{:08x}-{:08x}", seg >> 32, seg & 0xffff_ffff)
+}
+
+/// The segment number in a name without extension.
+pub fn parse_segment_name(name: &str) -> Option<u64> {
+    let (epoch, sequence) = name.split_once('-')?;
+    let number = |text: &str| (text.len() == 8).then(|| u32::from_str_radix(text, 16).ok()).flatten();
+    let seg = (u64::from(number(epoch)?) << 32) | u64::from(number(sequence)?);
+    (segment_name(seg) == name).then_some(seg)
+}
+
+/// What `NAME.meta` says.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SegmentMeta {
+    /// Name without extension.
+    pub name: String,
+    /// Directory epoch << 32 | sequence.
+    pub seg: u64,
+    /// Rows, 1 to `SEGMENT_ROWS_MAX`.
+    pub rows: u32,
+    /// Rows by status number.
+    pub by_status: [u64; 9],
+    /// Sum of `work` over all rows.
+    pub work_sum: u128,
+    /// Sum of `work` over accepted rows.
+    pub work_credited: u128,
+    /// Arrival of the first row, microseconds since the epoch.
+    pub first_us: u64,
+    /// Arrival of the last row.
+    pub last_us: u64,
+    /// Size of the `.native` file.
+    pub native_bytes: u64,
+    /// crc32c of the `.native` file.
+    pub crc32c: u32,
+    /// XXH64 of the `.native` file: the last part of the deduplication token.
+    pub content_hash: u64,
+    /// Offset in `dimensions.log` up to which entries must be shipped before this segment.
+    pub dimensions_end: u64,
+    /// Instance << 24 | boot epoch of the run whose rows these are.
+    pub run_prefix: u32,
+    /// Which parts of the journal are covered, in order.
+    pub journal: Vec<JournalRange>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct MetaText {
+    version: u32,
+    seg: u64,
+    rows: u32,
+    by_status: [u64; 9],
+    /// Decimal text: beyond what JSON readers keep exact.
+    work_sum: String,
+    work_credited: String,
+    first_us: u64,
+    last_us: u64,
+    native_bytes: u64,
+    crc32c: u32,
+    content_hash: String,
+    dimensions_end: u64,
+    run_prefix: u32,
+    journal: Vec<JournalRange>,
+}
+
+impl SegmentMeta {
+    /// Position of the segment in the folder, from 1.
+    pub fn sequence(&self) -> u32 {
+        self.seg as u32
+    }
+
+    /// Behind the last journal row covered: journal file << 32 | row.
+    pub fn journal_end(&self) -> u64 {
+        self.journal.last().map_or(0, |range| row_sequence(range.file, range.end))
+    }
+
+    /// The text of the file: one line of JSON, one line with its crc32c.
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let text = MetaText {
+            version: 1,
+            seg: self.seg,
+            rows: self.rows,
+            by_status: self.by_status,
+            work_sum: self.work_sum.to_string(),
+            work_credited: self.work_credited.to_string(),
+            first_us: self.first_us,
+            last_us: self.last_us,
+            native_bytes: self.native_bytes,
+            crc32c: self.crc32c,
+            content_hash: format!("{:016x}", self.content_hash),
+            dimensions_end: self.dimensions_end,
+            run_prefix: self.run_prefix,
+            journal: self.journal.clone(),
+        };
+        let mut bytes = serde_json::to_vec(&text).unwrap_or_default();
+        bytes.push(b'\n');
+        let crc = crc32c::crc32c(&bytes);
+        bytes.extend_from_slice(format!("crc32c {crc:08x}\n").as_bytes());
+        bytes
+    }
+
+    /// Reads the text of a file named `name`; the error is what is wrong with it.
+    pub(crate) fn decode(name: &str, bytes: &[u8]) -> Result<Self, String> {
+        let split = bytes.len().checked_sub("crc32c 00000000\n".len()).ok_or("it is shorter than a meta")?;
+        let (json, line) = bytes.split_at(split);
+        if line != format!("crc32c {:08x}\n", crc32c::crc32c(json)).as_bytes() {
+            return Err("its crc does not match".into());
+        }
+        let text: MetaText = serde_json::from_slice(json).map_err(|error| format!("it does not parse: {error}"))?;
+        let meta = Self {
+            name: segment_name(text.seg),
+            seg: text.seg,
+            rows: text.rows,
+            by_status: text.by_status,
+            work_sum: text.work_sum.parse().map_err(|_| "work_sum is no number")?,
+            work_credited: text.work_credited.parse().map_err(|_| "work_credited is no number")?,
+            first_us: text.first_us,
+            last_us: text.last_us,
+            native_bytes: text.native_bytes,
+            crc32c: text.crc32c,
+            content_hash: u64::from_str_radix(&text.content_hash, 16).map_err(|_| "content_hash is no number")?,
+            dimensions_end: text.dimensions_end,
+            run_prefix: text.run_prefix,
+            journal: text.journal,
+        };
+        if text.version != 1 {
+            return Err(format!("meta version {} is of another release", text.version));
+        }
+        if meta.name != name {
+            return Err(format!("it describes segment {}", meta.name));
+        }
+        if meta.journal.iter().any(|range| range.end < range.first) {
+            return Err("a journal range ends before it starts".into());
+        }
+        Ok(meta)
+    }
+}
+
+/// A decoded block: the columns as they lie in the bytes of the file.
+pub struct SegmentBlock<'a> {
+    rows: usize,
+    columns: [&'a [u8]; COLUMNS.len()],
+}
+
+impl<'a> SegmentBlock<'a> {
+    /// Takes a `.native` file apart. The error says what does not fit: column order, names and types are exactly `COLUMNS`.
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, String> {
+        let mut rest = bytes;
+        let columns_here = take_varint(&mut rest).ok_or("no column count")?;
+        if columns_here != COLUMNS.len() as u64 {
+            return Err(format!("{columns_here} columns instead of {}", COLUMNS.len()));
+        }
+        let rows = take_varint(&mut rest).ok_or("no row count")?;
+        if rows == 0 || rows > u64::from(SEGMENT_ROWS_MAX) {
+            return Err(format!("{rows} rows"));
+        }
+        let rows = rows as usize;
+        let mut columns = [&[][..]; COLUMNS.len()];
+        for (slot, (name, kind, width)) in columns.iter_mut().zip(COLUMNS) {
+            for wanted in [name, kind] {
+                let text = take_text(&mut rest).ok_or_else(|| format!("the header of column {name} is cut"))?;
+                if text != wanted.as_bytes() {
+                    return Err(format!("{:?} where {wanted:?} was expected", String::from_utf8_lossy(text)));
+                }
+            }
+            let (column, behind) = rest.split_at_checked(rows * width).ok_or_else(|| format!("column {name} is cut"))?;
+            *slot = column;
+            rest = behind;
+        }
+        if !rest.is_empty() {
+            return Err(format!("{} bytes behind the block", rest.len()));
+        }
+        Ok(Self { rows, columns })
+    }
+
+    /// Rows of the block.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    #[inline]
+    fn get<const WIDTH: usize>(&self, column: usize, row: usize) -> [u8; WIDTH] {
+        self.columns
+            .get(column)
+            .and_then(|bytes| bytes.get(row * WIDTH..))
+            .and_then(|bytes| bytes.first_chunk())
+            .copied()
+            .unwrap_or([0; WIDTH])
+    }
+
+    /// Row `row`; a default row beyond the end.
+    #[inline]
+    pub fn row(&self, row: usize) -> LoggedRow {
+        let u32_at = |column| u32::from_le_bytes(self.get(column, row));
+        let u64_at = |column| u64::from_le_bytes(self.get(column, row));
+        let u8_at = |column| u8::from_le_bytes(self.get(column, row));
+        LoggedRow {
+            instance: u16::from_le_bytes(self.get(0, row)),
+            seg: u64_at(1),
+            seq: u32_at(2),
+            arrival_us: u64::from(u32_at(3)) * 1_000_000 + u64::from(u32_at(4)),
+            session: u64_at(5),
+            worker: u64_at(6),
+            job: u64_at(7),
+            coin: u8_at(8),
+            status: u8_at(9),
+            flags: u8_at(10),
+            work: u64_at(11),
+            share_difficulty: f32::from_le_bytes(self.get(12, row)),
+            nonce: u32_at(13),
+            ntime: u32_at(14),
+            version: u32_at(15),
+            extranonce2: u64_at(16),
+            latency_us: u32_at(17),
+        }
+    }
+}
+
+fn take_varint(bytes: &mut &[u8]) -> Option<u64> {
+    let mut value = 0u64;
+    for shift in (0..63).step_by(7) {
+        let (&byte, rest) = bytes.split_first()?;
+        *bytes = rest;
+        value |= u64::from(byte & 0x7f) << shift;
+        if byte < 0x80 {
+            return Some(value);
+        }
+    }
+    None
+}
+
+fn take_text<'a>(bytes: &mut &'a [u8]) -> Option<&'a [u8]> {
+    let length = usize::try_from(take_varint(bytes)?).ok()?;
+    let (text, rest) = bytes.split_at_checked(length)?;
+    *bytes = rest;
+    Some(text)
+}

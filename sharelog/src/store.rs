@@ -1,0 +1,154 @@
+//! Reading the sealed part of a log, without its lock: segments, and the cursors of those who follow it.
+use crate::error::LogError;
+use crate::folder::{self, Listing, checked_line, read_checked_line, seg_of};
+use crate::segment::{SegmentMeta, segment_name};
+use crate::storage::Disk;
+use std::path::{Path, PathBuf};
+
+/// The sealed segments of a folder.
+pub struct SegmentStore {
+    dir: PathBuf,
+}
+
+impl SegmentStore {
+    /// Opens the folder for reading. It need not be locked, nor idle.
+    pub fn open(dir: &Path) -> Result<Self, LogError> {
+        folder::list(dir)?;
+        Ok(Self { dir: dir.to_path_buf() })
+    }
+
+    /// The folder.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Every sealed segment, oldest first. Segments that retention removes meanwhile are left out.
+    pub fn segments(&self) -> Result<Vec<SegmentMeta>, LogError> {
+        self.segments_after(0)
+    }
+
+    /// Sealed segments with a sequence above `sequence`, oldest first.
+    pub fn segments_after(&self, sequence: u32) -> Result<Vec<SegmentMeta>, LogError> {
+        let listing = folder::list(&self.dir)?;
+        let mut metas = Vec::new();
+        for (&key, files) in listing.segments.range((sequence.saturating_add(1), 0)..) {
+            if !files.native || (sequence == u32::MAX) {
+                continue;
+            }
+            if let Some(meta) = read_meta(&self.dir, seg_of(key))? {
+                metas.push(meta);
+            }
+        }
+        Ok(metas)
+    }
+
+    /// The `.native` file of a segment: the bytes to POST.
+    pub fn native_path(&self, meta: &SegmentMeta) -> PathBuf {
+        native_path(&self.dir, meta.seg)
+    }
+
+    /// Reads a segment's block into `into` (reused) and checks size and crc32c against its meta. Ok(false): retention has removed it.
+    pub fn read_native(&self, meta: &SegmentMeta, into: &mut Vec<u8>) -> Result<bool, LogError> {
+        let path = self.native_path(meta);
+        into.clear();
+        let mut file = match std::fs::File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(LogError::io("open", &path)(error)),
+        };
+        std::io::Read::read_to_end(&mut file, into).map_err(LogError::io("read", &path))?;
+        if into.len() as u64 != meta.native_bytes {
+            return Err(LogError::damaged(&path, format!("{} bytes where its meta has {}", into.len(), meta.native_bytes)));
+        }
+        if crc32c::crc32c(into) != meta.crc32c {
+            return Err(LogError::damaged(&path, "its crc does not match"));
+        }
+        Ok(true)
+    }
+}
+
+pub(crate) fn native_path(dir: &Path, seg: u64) -> PathBuf {
+    dir.join(format!("{}.native", segment_name(seg)))
+}
+
+pub(crate) fn meta_path(dir: &Path, seg: u64) -> PathBuf {
+    dir.join(format!("{}.meta", segment_name(seg)))
+}
+
+/// The meta of a segment whose `.native` was listed; None when both are gone by now.
+pub(crate) fn read_meta(dir: &Path, seg: u64) -> Result<Option<SegmentMeta>, LogError> {
+    let path = meta_path(dir, seg);
+    match std::fs::read(&path) {
+        Ok(bytes) => match SegmentMeta::decode(&segment_name(seg), &bytes) {
+            Ok(meta) => Ok(Some(meta)),
+            Err(what) => Err(LogError::damaged(&path, what)),
+        },
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            // Retention removes the .native first: with that gone too, all is well.
+            if native_path(dir, seg).exists() { Err(LogError::damaged(&path, "it is missing beside its .native")) } else { Ok(None) }
+        }
+        Err(error) => Err(LogError::io("read", &path)(error)),
+    }
+}
+
+/// How far a follower of the log has come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct CursorPosition {
+    /// Sequence of the last segment passed; 0 for none.
+    pub segment: u32,
+    /// Offset in `dimensions.log` up to which entries were passed.
+    pub dimensions: u64,
+}
+
+/// A durable cursor: retention keeps what it has not passed.
+pub struct Cursor {
+    dir: PathBuf,
+    name: String,
+}
+
+impl Cursor {
+    /// Opens cursor `name` of a folder and registers it at the start where it is new. Names are lower-case letters and digits.
+    pub fn open(dir: &Path, name: &str) -> Result<Self, LogError> {
+        if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit()) {
+            return Err(LogError::Setting { key: "cursor name", what: format!("{name:?} is not of lower-case letters and digits") });
+        }
+        let cursor = Self { dir: dir.to_path_buf(), name: name.to_string() };
+        if read_cursor(dir, name)?.is_none() {
+            cursor.store(CursorPosition::default())?;
+        }
+        Ok(cursor)
+    }
+
+    /// The stored position.
+    pub fn load(&self) -> Result<CursorPosition, LogError> {
+        Ok(read_cursor(&self.dir, &self.name)?.unwrap_or_default())
+    }
+
+    /// Stores a position; it is durable when this returns.
+    pub fn store(&self, position: CursorPosition) -> Result<(), LogError> {
+        let line = checked_line(&format!("otedama-cursor 1 {} {}", position.segment, position.dimensions));
+        folder::replace(&Disk, &self.dir, &format!("cursor-{}", self.name), line.as_bytes())
+    }
+}
+
+/// The position of a cursor, None where it is not registered.
+pub(crate) fn read_cursor(dir: &Path, name: &str) -> Result<Option<CursorPosition>, LogError> {
+    let path = dir.join(format!("cursor-{name}"));
+    let bytes = match std::fs::read(&path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(LogError::io("read", &path)(error)),
+    };
+    let position = read_checked_line(&bytes).and_then(|text| {
+        let (segment, dimensions) = text.strip_prefix("otedama-cursor 1 ")?.split_once(' ')?;
+        Some(CursorPosition { segment: segment.parse().ok()?, dimensions: dimensions.parse().ok()? })
+    });
+    position
+        .map(Some)
+        .ok_or_else(|| LogError::damaged(&path, "it is not the line that was written; remove it to ship from the start again"))
+}
+
+/// The smallest position of all registered cursors; None where there is none. A damaged cursor has passed nothing.
+pub(crate) fn slowest_cursor(dir: &Path, listing: &Listing) -> Option<CursorPosition> {
+    listing.cursors.iter().map(|name| read_cursor(dir, name).ok().flatten().unwrap_or_default()).min_by_key(|position| position.segment)
+}

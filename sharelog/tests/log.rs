@@ -1,0 +1,134 @@
+//! The life of a log: append, seal, crash, recover, recycle.
+mod support;
+use otedama_primitives::ShareRow;
+use otedama_sharelog::{LogError, SegmentBlock, ShareLog, store::SegmentStore};
+use std::sync::atomic::Ordering::Relaxed;
+use support::*;
+
+#[test]
+fn rows_come_back_as_they_went_in_sealed_or_not() {
+    let folder = tempfile::tempdir().expect("folder");
+    let settings = settings(folder.path(), 1);
+    let (mut journal, mut sealer, registry, _) = ShareLog::open(settings.clone()).expect("open");
+    begin(&settings, &registry, &mut journal);
+    let rows: Vec<ShareRow> = (0..2500).map(row).collect();
+    for batch in rows.chunks(100) {
+        journal.append(&[], batch).expect("room");
+        settle(&mut sealer, NOON_US);
+    }
+    let store = SegmentStore::open(folder.path()).expect("store");
+    let metas = store.segments().expect("segments");
+    assert_eq!(metas.iter().map(|meta| meta.rows).collect::<Vec<_>>(), [1000, 1000], "500 rows are still open");
+    assert_eq!(metas.iter().map(|meta| meta.sequence()).collect::<Vec<_>>(), [1, 2]);
+    let expect = |row: &ShareRow| {
+        let prefix = u64::from(settings.run.prefix()) << 32;
+        (row.arrival_us, prefix | 1, row.worker, prefix | 1, row.status, row.flags, row.work, row.nonce, row.extranonce2, row.latency_us)
+    };
+    let found: Vec<_> = otedama_sharelog::scan::rows(folder.path(), Default::default())
+        .expect("scan")
+        .map(|row| row.expect("row"))
+        .map(|r| (r.arrival_us, r.session, r.worker, r.job, r.status, r.flags, r.work, r.nonce, r.extranonce2, r.latency_us))
+        .collect();
+    assert_eq!(found, rows.iter().map(expect).collect::<Vec<_>>());
+    let sum: u128 = rows[..1000].iter().map(|row| u128::from(row.work)).sum();
+    assert!(sum > u128::from(u64::MAX), "the sum of one segment is beyond 64 bits");
+    assert_eq!(metas[0].work_sum, sum);
+    let mut bytes = Vec::new();
+    assert!(store.read_native(&metas[0], &mut bytes).expect("native"));
+    let block = SegmentBlock::parse(&bytes).expect("block");
+    let last = block.row(999);
+    assert_eq!((last.seq, last.seg, last.instance), (999, metas[0].seg, 3));
+}
+
+#[test]
+fn a_second_writer_is_refused_with_exit_code_three_and_a_reader_is_not() {
+    let folder = tempfile::tempdir().expect("folder");
+    let held = ShareLog::open(settings(folder.path(), 1)).expect("open");
+    let second = ShareLog::open(settings(folder.path(), 2)).map(|_| ()).expect_err("locked");
+    assert!(matches!(second, LogError::Locked { .. }), "{second}");
+    assert_eq!(second.exit_code(), 3);
+    assert_eq!(nonces(folder.path()), []);
+    drop(held);
+    ShareLog::open(settings(folder.path(), 3)).expect("free again");
+}
+
+#[test]
+fn time_never_goes_back_within_a_journal() {
+    let folder = tempfile::tempdir().expect("folder");
+    let (mut journal, _sealer, ..) = ShareLog::open(settings(folder.path(), 1)).expect("open");
+    let at = |nonce: u32, arrival_us: u64| ShareRow { arrival_us, ..row(nonce) };
+    journal.append(&[], &[at(0, 50), at(1, 40), at(2, 60)]).expect("room");
+    journal.append(&[], &[at(3, 10), at(4, 70)]).expect("room");
+    journal.append(&[], &[at(5, 71)]).expect("room");
+    let times: Vec<_> =
+        otedama_sharelog::scan::rows(folder.path(), Default::default()).expect("scan").map(|row| row.expect("row").arrival_us).collect();
+    assert_eq!(times, [50, 50, 60, 60, 70, 71]);
+}
+
+#[test]
+fn a_segment_never_crosses_a_utc_day_nor_a_run() {
+    let folder = tempfile::tempdir().expect("folder");
+    const MIDNIGHT_US: u64 = 1_795_305_600_000_000;
+    let (mut journal, mut sealer, ..) = ShareLog::open(settings(folder.path(), 1)).expect("open");
+    let rows: Vec<_> = (0..10).map(|index| ShareRow { arrival_us: MIDNIGHT_US - 3 + u64::from(index), ..row(index) }).collect();
+    journal.append(&[], &rows).expect("room");
+    journal.append(&[], &[ShareRow { arrival_us: MIDNIGHT_US + 86_400_000_000, ..row(10) }]).expect("room");
+    drop(journal);
+    sealer.drain(NOON_US).expect("drain");
+    drop(sealer);
+    let (mut journal, mut sealer, ..) = ShareLog::open(settings(folder.path(), 2)).expect("open");
+    journal.append(&[], &[ShareRow { arrival_us: MIDNIGHT_US + 86_400_000_000, ..row(11) }]).expect("room");
+    drop(journal);
+    sealer.drain(NOON_US).expect("drain");
+    let metas = SegmentStore::open(folder.path()).expect("store").segments().expect("segments");
+    assert_eq!(metas.iter().map(|meta| meta.rows).collect::<Vec<_>>(), [3, 7, 1, 1]);
+    assert_eq!(metas[0].last_us, MIDNIGHT_US - 1);
+    assert_eq!(metas[1].first_us, MIDNIGHT_US);
+}
+
+#[test]
+fn files_are_recycled_and_what_an_earlier_use_left_is_not_read() {
+    let folder = tempfile::tempdir().expect("folder");
+    let settings = settings(folder.path(), 1);
+    let (mut journal, mut sealer, registry, _) = ShareLog::open(settings.clone()).expect("open");
+    begin(&settings, &registry, &mut journal);
+    // 256 KiB are 4096 cells: 40,000 rows go through every file more than once. Batches of odd sizes leave stale commits at every kind of place.
+    let mut next = 0;
+    while next < 40_000 {
+        let size = 1 + next % 37;
+        let rows: Vec<_> = (next..next + size).map(row).collect();
+        settle(&mut sealer, NOON_US);
+        journal.append(&[], &rows).expect("room");
+        next += size;
+    }
+    let files = std::fs::read_dir(folder.path())
+        .expect("list")
+        .filter(|entry| entry.as_ref().expect("entry").path().extension().is_some_and(|e| e == "open"));
+    assert!(files.count() <= 5, "files are used again");
+    let wanted: Vec<_> = (0..next).map(|nonce| (settings.run.prefix(), nonce)).collect();
+    assert_eq!(nonces(folder.path()), wanted);
+    // A crash here: the copy has a half-filled recycled file with older rows behind its end.
+    let crashed = tempfile::tempdir().expect("folder");
+    copy(folder.path(), crashed.path());
+    let (_journal, mut sealer, _, counters) = ShareLog::open(support::settings(crashed.path(), 2)).expect("recover");
+    sealer.drain(NOON_US).expect("drain");
+    assert_eq!(nonces(crashed.path()), wanted);
+    assert_eq!(counters.journals_damaged.load(Relaxed), 0);
+}
+
+#[test]
+fn a_journal_without_room_refuses_and_takes_again_when_the_sealer_ran() {
+    let folder = tempfile::tempdir().expect("folder");
+    let (mut journal, mut sealer, ..) = ShareLog::open(settings(folder.path(), 1)).expect("open");
+    let rows: Vec<_> = (0..512).map(row).collect();
+    let mut appended = 0u64;
+    while journal.room_cells() >= rows.len() {
+        journal.append(&[], &rows).expect("room_cells said so");
+        appended += 512;
+    }
+    assert_eq!(appended, 512 * 7, "one file of 4096 cells");
+    assert_eq!(journal.append(&[], &rows), Err(otedama_sharelog::JournalFull));
+    settle(&mut sealer, NOON_US);
+    journal.append(&[], &rows).expect("a spare has come");
+    assert_eq!(journal.rows_appended(), appended + 512);
+}
