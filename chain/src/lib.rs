@@ -7,13 +7,22 @@
 
 pub mod blocks;
 pub mod coinbase;
+pub mod driver;
 pub mod jobs;
 pub mod merkle;
 pub mod network;
+pub mod node;
+pub mod practice;
+mod stats;
+mod submit;
 pub mod template;
 
 pub use blocks::BlockError;
 pub use coinbase::{CoinbaseError, longest_tag};
+pub use driver::{BlockEvent, BlockStatus, ChainSettings, ChainSink, Command, run};
 pub use jobs::{Assembler, AssemblerSettings, JobError};
 pub use network::{Network, PayoutError, payout_script, practice_payout_script};
+pub use node::{NodeError, NodeRpc, SubmitReply};
+pub use practice::{Practice, PracticeSettings};
+pub use stats::{ChainSnapshot, ChainStats};
 pub use template::{Template, TemplateError};
