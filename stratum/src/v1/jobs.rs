@@ -35,9 +35,13 @@ impl PublishedJob {
     }
 }
 
-/// The largest whole difficulty from 1 up, or fractional one below 1, whose work is at most `work`.
+/// The largest difficulty as it would be sent (whole from 1 up) whose work is at most `work`.
 fn difficulty_at_most(work: Work) -> Difficulty {
-    let mut value = super::messages::wire_difficulty(work.difficulty()).get();
+    // Work is rounded down, so a whole difficulty may look a hair below itself.
+    let mut value = work.difficulty().round();
+    if value < 1.0 || Difficulty::clamped(value).work() > work {
+        value = super::messages::wire_difficulty(work.difficulty()).get();
+    }
     while Difficulty::clamped(value).work() > work && value > otedama_primitives::DIFFICULTY_MIN {
         value = super::messages::wire_difficulty(value.next_down()).get();
     }
@@ -116,5 +120,103 @@ impl JobBook {
             }
         }
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use otedama_primitives::{Coin, Hash256, RunId, Target};
+    use proptest::prelude::*;
+
+    fn published(counter: u32, salt: u32, clean: bool, network_target: Target) -> Arc<PublishedJob> {
+        let job = Job {
+            id: RunId::new(1, 2).job(counter),
+            coin: Coin::Bitcoin,
+            height: 1,
+            prev_hash: Hash256([0; 32]),
+            version: 0x2000_0000,
+            nbits: 0x207f_ffff,
+            ntime: 1,
+            ntime_min: 0,
+            coinbase_prefix: Box::new([]),
+            coinbase_suffix: Box::new([]),
+            branch: Box::new([]),
+            extranonce2_bytes: 8,
+            network_target,
+            clean,
+            created_us: 0,
+        };
+        Arc::new(PublishedJob::new(job, salt))
+    }
+
+    #[test]
+    fn the_network_difficulty_never_has_more_work_than_the_network() {
+        for (compact, expected) in
+            [(0x1d00_ffffu32, Some(1.0)), (0x1b04_04cb, Some(16307.0)), (0x207f_ffff, None), (0x1702_5ced, Some(4e9))]
+        {
+            let target = Target::from_compact(compact).expect("a target");
+            let job = published(1, 0, false, target);
+            assert_eq!(job.network_work, target.work());
+            assert!(job.network_difficulty.work() <= job.network_work, "{compact:08x}");
+            if let Some(expected) = expected {
+                assert_eq!(job.network_difficulty.get(), expected, "{compact:08x}");
+            }
+        }
+        for target in [Target([u64::MAX; 4]), Target([0; 4]), Target([1, 0, 0, 0])] {
+            let job = published(1, 0, false, target);
+            assert!(job.network_difficulty.work() <= job.network_work);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn network_difficulties_of_any_work_are_the_largest_that_fit(work in prop_oneof![1u64..5, 4_295_032_830..4_295_032_840u64, any::<u64>(), (0u32..64).prop_map(|s| 1 << s)]) {
+            let work = Work::new(work);
+            let found = difficulty_at_most(work);
+            prop_assert!(found.work() <= work);
+            if found.get() >= 1.0 && found.get() < 4e9 {
+                prop_assert!(Difficulty::clamped(found.get() + 1.0).work() > work, "{} is not the largest of {}", found.get(), work.hashes());
+            }
+        }
+
+        /// Against the obvious model: a list of all jobs ever, with salts that make wire ids wrap.
+        #[test]
+        fn the_book_agrees_with_a_list(
+            salt in prop_oneof![Just(0u32), Just(u32::MAX - 3), any::<u32>()],
+            steps in prop::collection::vec((prop_oneof![4 => Just(0u8), 1 => Just(1), 1 => Just(2)], 1u32..3), 1..60),
+        ) {
+            let mut book = JobBook::new();
+            let mut list: Vec<(u32, bool)> = Vec::new();
+            let (mut counter, mut ended) = (0u32, 0u32);
+            for (what, gap) in steps {
+                if what == 2 {
+                    ended = ended.max(counter.saturating_sub(gap));
+                    book.end_before(counter.saturating_sub(gap));
+                } else {
+                    counter += gap;
+                    let forgotten = book.publish(published(counter, salt, what == 1, Target([u64::MAX; 4])));
+                    list.push((counter, what == 1));
+                    let expected = list.len().checked_sub(17).map(|index| list[index].0);
+                    prop_assert_eq!(forgotten.map(|job| job.job.id.counter()), expected);
+                    if what == 1 {
+                        ended = ended.max(counter);
+                    }
+                    if let Some(index) = list.len().checked_sub(8) {
+                        ended = ended.max(list[index].0);
+                    }
+                }
+                let remembered = &list[list.len().saturating_sub(16)..];
+                for probe in 0..=counter + 2 {
+                    let expected = remembered.iter().find(|job| job.0 == probe).map(|job| (probe, probe >= ended && probe == job.0));
+                    let found = book.lookup(probe.wrapping_add(salt)).map(|(job, live)| (job.job.id.counter(), live));
+                    prop_assert_eq!(found, expected);
+                }
+                let live = remembered.iter().filter(|job| job.0 >= ended).count();
+                prop_assert!(live <= 8);
+                prop_assert_eq!(book.newest().map(|job| job.job.id.counter()), remembered.last().map(|job| job.0).filter(|job| *job >= ended));
+                prop_assert!(book.oldest_live() <= counter || list.is_empty());
+            }
+        }
     }
 }

@@ -63,3 +63,50 @@ pub(crate) fn notify_line(job: &Job, wire_id: u32, clean: bool) -> Vec<u8> {
     )
     .into_bytes()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(write: impl FnOnce(&mut Vec<u8>)) -> String {
+        let mut out = Vec::new();
+        write(&mut out);
+        String::from_utf8(out).expect("UTF-8")
+    }
+
+    #[test]
+    fn every_verdict_has_the_line_that_scripts_and_miners_match() {
+        let id = IdToken::new(b"\"a1\"").expect("short");
+        let lines: Vec<String> = ShareStatus::ALL.iter().map(|&status| text(|out| answer(out, &id, status))).collect();
+        assert_eq!(lines[0], "{\"id\":\"a1\",\"result\":true,\"error\":null}\n");
+        assert_eq!(lines[1], "{\"id\":\"a1\",\"result\":null,\"error\":[21,\"job not found (stale)\",null]}\n");
+        for (status, line) in ShareStatus::ALL.iter().zip(&lines).skip(1) {
+            let json: serde_json::Value = serde_json::from_str(line).expect("JSON");
+            assert_eq!(json["error"], serde_json::json!([status.wire_code(), status.wire_text(), null]));
+            assert_eq!(json["result"], serde_json::Value::Null);
+        }
+    }
+
+    #[test]
+    fn difficulties_have_no_exponent_and_no_fraction_from_one_up() {
+        for (value, expected) in [
+            (1024.0, "1024"),
+            (1.0, "1"),
+            (1.999, "1"),
+            (4e9, "4000000000"),
+            (1e300, "4000000000"),
+            (0.5, "0.5"),
+            (2.4e-10, "0.00000000024"),
+            (0.0, "0.00000000024"),
+        ] {
+            let line = text(|out| set_difficulty(out, wire_difficulty(value)));
+            assert_eq!(line, format!("{{\"id\":null,\"method\":\"mining.set_difficulty\",\"params\":[{expected}]}}\n"));
+        }
+    }
+
+    #[test]
+    fn error_codes_of_two_and_three_digits_are_whole() {
+        assert!(text(|out| error(out, &IdToken::NULL, 20, "x")).contains("[20,"));
+        assert!(text(|out| error(out, &IdToken::NULL, 105, "x")).contains("[105,"));
+    }
+}

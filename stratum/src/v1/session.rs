@@ -256,7 +256,7 @@ impl Session {
                 None => return refuse(out, &id, (20, "malformed: suggest_difficulty takes a number")),
             },
             Method::SuggestTarget => match target(&request.params[0]) {
-                Some(target) => self.suggest(ctx, &id, target.work().difficulty(), out),
+                Some(target) => self.suggest(ctx, &id, difficulty_of(&target), out),
                 None => return refuse(out, &id, (20, "malformed: suggest_target takes up to 64 hex digits")),
             },
             // The extranonce of a session never changes, so the subscription is easily kept.
@@ -559,9 +559,19 @@ fn target(param: &Param<'_>) -> Option<Target> {
     Some(Target(otedama_primitives::Hash256(bytes).limbs()))
 }
 
+/// The difficulty of a suggested target. Work is rounded down, so a target that stands for a whole difficulty would come out a hair below it.
+fn difficulty_of(target: &Target) -> f64 {
+    let difficulty = target.work().difficulty();
+    let whole = difficulty.round();
+    if (difficulty - whole).abs() < whole * 1e-9 { whole } else { difficulty }
+}
+
 /// Printable ASCII of a user agent, at most 128 bytes; other bytes as `?`.
 fn printable(param: &Param<'_>) -> String {
     let Param::Text(text) = *param else { return String::new() };
     let allowed = |byte: u8| if (0x20..0x7f).contains(&byte) { char::from(byte) } else { '?' };
     text.iter().take(AGENT_BYTES_MAX).map(|&byte| allowed(byte)).collect()
 }
+
+#[cfg(test)]
+mod tests;

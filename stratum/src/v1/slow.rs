@@ -25,8 +25,12 @@ pub fn parse(line: &[u8]) -> Option<SlowRequest<'_>> {
     let get = |key: &str| object.get(key).map(|value| value.get());
     let id = match get("id") {
         None => Some(IdToken::NULL),
-        Some(raw) if matches!(raw.as_bytes().first(), Some(b'"' | b'-' | b'0'..=b'9' | b'n')) => IdToken::new(raw.as_bytes()),
-        Some(_) => None,
+        Some(raw) => match raw.as_bytes().first() {
+            // Half a surrogate pair passes JSON's grammar, but the miner's own parser may choke on the echo.
+            Some(b'"') => serde_json::from_str::<String>(raw).ok().and_then(|_| IdToken::new(raw.as_bytes())),
+            Some(b'-' | b'0'..=b'9' | b'n') => IdToken::new(raw.as_bytes()),
+            _ => None,
+        },
     };
     let method = match get("method") {
         None | Some("null") if get("result").is_some() || get("error").is_some() => Method::Answer,
