@@ -136,7 +136,7 @@ fn number(result: &Value, key: &str) -> Result<f64, Failure> {
 fn config(stratum: SocketAddr, stats: SocketAddr, log: &Path, max_connections: u32) -> String {
     format!(
         "[stratum]\nlisten = [\"{stratum}\"]\ndifficulty = 2.4e-10\nmax_connections = {max_connections}\n\n[vardiff]\nenabled = false\n\n\
-         [chain]\nrpc = [\"practice\"]\n\n[log]\ndir = {log:?}\n\n[limits]\nconnects_per_ip_per_s = 100000\nrefused_per_s = 1000000\n\n[stats]\nlisten = \"{stats}\"\n\n\
+         [chain]\nrpc = [\"practice\"]\n\n[log]\ndir = {log:?}\n\n[limits]\nconnects_per_ip_per_s = 0\nrefused_per_s = 0\nauthorize_within_s = 3600\n\n[stats]\nlisten = \"{stats}\"\n\n\
          [layout]\nnet = \"{SERVER_CORE}\"\nvalidate = \"{SERVER_CORE}\"\nlog = \"{SERVER_CORE}\"\ncontrol = \"{SERVER_CORE}\"\nstats = \"{SERVER_CORE}\"\n"
     )
 }
