@@ -1,0 +1,211 @@
+//! log: every row to the journal, then the answer is released. Never fsyncs, renames, allocates or touches a fresh page.
+use crate::metrics::{LogCounts, LogMetrics};
+use crate::ring::{Rx, Tx};
+use crate::stage::{Regime, Stage};
+use bytemuck::Zeroable;
+use otedama_primitives::{Answer, Clock, Dimension, ShareRow, ShareStatus, Verdict};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Rows appended in one batch at most.
+const ROWS: usize = 512;
+/// Session and worker records appended in one batch at most.
+const DIMENSIONS: usize = 64;
+/// Cells of one dimension record.
+const DIMENSION_CELLS: usize = size_of::<Dimension>() / size_of::<ShareRow>();
+/// Cells that a batch of records alone takes, its commit record included.
+const DIMENSION_BATCH_CELLS: usize = DIMENSIONS * DIMENSION_CELLS + 1;
+
+/// Where rows go: the journal, or the simulator's.
+pub trait Append: Send {
+    /// 64-byte cells that can be appended right now.
+    fn room_cells(&self) -> usize;
+
+    /// Appends one batch, all or nothing; rows exist when this returns. The caller has asked for the room: dimensions x 4 + rows + 1 cells.
+    fn append(&mut self, dimensions: &[Dimension], rows: &[ShareRow]);
+
+    /// True while there is no room and none is coming: the disk is full.
+    fn is_full(&self) -> bool;
+}
+
+/// Ring ends and shared state of the log stage.
+#[derive(Debug)]
+pub struct LogPorts {
+    /// One ring per validate lane.
+    pub verdicts: Vec<Rx<Verdict>>,
+    /// One ring per net.
+    pub answers: Vec<Tx<Answer>>,
+    /// Sessions and workers, one ring per net.
+    pub names: Vec<Rx<Dimension>>,
+    /// Counters for readers.
+    pub metrics: Arc<LogMetrics>,
+    /// Validate stages that may still send.
+    pub validates_running: Arc<AtomicUsize>,
+    /// Tier `memory`: answers are released before the append.
+    pub answer_first: bool,
+}
+
+/// The stage.
+pub struct Log<A, C> {
+    journal: A,
+    clock: C,
+    ports: LogPorts,
+    next_input: usize,
+    /// Verdicts taken and not yet appended.
+    held: usize,
+    taken: Box<[Verdict; ROWS]>,
+    rows: Box<[ShareRow; ROWS]>,
+    dimensions: Box<[Dimension; DIMENSIONS]>,
+    staged: Vec<Vec<Answer>>,
+    counts: LogCounts,
+    draining: bool,
+    finished: bool,
+}
+
+impl<A, C> std::fmt::Debug for Log<A, C> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Log").field("counts", &self.counts).finish_non_exhaustive()
+    }
+}
+
+impl<A: Append, C: Clock> Log<A, C> {
+    /// The stage over a journal.
+    pub fn new(journal: A, clock: C, ports: LogPorts) -> Self {
+        let staged = ports.answers.iter().map(|_| Vec::with_capacity(ROWS)).collect();
+        Self {
+            journal,
+            clock,
+            ports,
+            next_input: 0,
+            held: 0,
+            taken: Box::new([Verdict::zeroed(); ROWS]),
+            rows: Box::new([ShareRow::zeroed(); ROWS]),
+            dimensions: Box::new([Dimension::zeroed(); DIMENSIONS]),
+            staged,
+            counts: LogCounts::default(),
+            draining: false,
+            finished: false,
+        }
+    }
+
+    /// Appends the session and worker records that are waiting now. False when the journal has no room for all of them.
+    fn append_names(&mut self) -> bool {
+        for ring in 0..self.ports.names.len() {
+            let mut left = self.ports.names[ring].available();
+            while left > 0 {
+                if self.journal.room_cells() < DIMENSION_BATCH_CELLS {
+                    return false;
+                }
+                let wanted = left.min(DIMENSIONS);
+                let count = self.ports.names[ring].take_into(&mut self.dimensions[..wanted]);
+                self.journal.append(&self.dimensions[..count], &[]);
+                self.counts.dimension_appended += count as u64;
+                self.counts.batch_committed += 1;
+                left -= count;
+            }
+        }
+        true
+    }
+
+    fn names_are_waiting(&self) -> bool {
+        self.ports.names.iter().any(|ring| ring.available() > 0)
+    }
+
+    fn answer(&mut self, count: usize, overload: bool) {
+        for verdict in &self.taken[..count] {
+            let status = if overload { ShareStatus::Overload as u8 } else { verdict.status };
+            self.staged[usize::from(verdict.net)].push(Answer { in_flight: verdict.in_flight, status, spare: [0; 3] });
+        }
+        for (ring, staged) in self.ports.answers.iter_mut().zip(&mut self.staged) {
+            assert!(ring.room() >= staged.len(), "log_net is as deep as net's FIFO of shares in flight");
+            ring.push_all(staged);
+            staged.clear();
+        }
+    }
+}
+
+impl<A: Append, C: Clock> Log<A, C> {
+    /// Takes the next verdicts, round robin over the lanes.
+    fn take(&mut self) {
+        let inputs = self.ports.verdicts.len();
+        for _ in 0..inputs {
+            let input = self.next_input;
+            self.next_input = (input + 1) % inputs;
+            self.held = self.ports.verdicts[input].take_into(&mut self.taken[..]);
+            if self.held > 0 {
+                if self.ports.answer_first {
+                    self.answer(self.held, false);
+                }
+                return;
+            }
+        }
+    }
+
+    /// What to do with held verdicts when the journal has no room: wait for the sealer, or, with a full disk, tell the miner; nothing is credited that was not recorded.
+    fn no_room(&mut self) -> Regime {
+        self.counts.journal_full_waited += 1;
+        if !self.journal.is_full() {
+            return Regime::Backpressure;
+        }
+        self.counts.row_unrecorded += self.held as u64;
+        if !self.ports.answer_first {
+            self.answer(self.held, true);
+        }
+        self.held = 0;
+        Regime::Processing
+    }
+}
+
+impl<A: Append, C: Clock> Stage for Log<A, C> {
+    fn step(&mut self) -> Regime {
+        // Acquire pairs with the Release of a validate stage that has drained.
+        let validates_running = self.ports.validates_running.load(Ordering::Acquire);
+        if self.held == 0 {
+            self.take();
+        }
+        if self.held == 0 {
+            let waiting = self.names_are_waiting();
+            let appended = self.append_names();
+            if self.draining && validates_running == 0 && (!waiting || self.journal.is_full()) {
+                self.finished = true;
+            }
+            return match (waiting, appended) {
+                (false, _) => Regime::CaughtUp,
+                (true, true) => Regime::Processing,
+                (true, false) => Regime::Backpressure,
+            };
+        }
+        // Verdicts were taken first, so whatever names these rows is visible by now and goes in front of them.
+        if !self.append_names() || self.journal.room_cells() < self.held + 1 {
+            return self.no_room();
+        }
+        let count = self.held;
+        let now_us = self.clock.now_us();
+        for (row, verdict) in self.rows.iter_mut().zip(&self.taken[..count]) {
+            *row = verdict.into_row(u32::try_from(now_us.saturating_sub(verdict.arrival_us)).unwrap_or(u32::MAX));
+        }
+        self.journal.append(&[], &self.rows[..count]);
+        self.counts.row_appended += count as u64;
+        self.counts.batch_committed += 1;
+        if !self.ports.answer_first {
+            self.answer(count, false);
+        }
+        self.held = 0;
+        Regime::Processing
+    }
+
+    fn housekeeping(&mut self) {
+        self.counts.publish(&self.ports.metrics);
+        self.ports.verdicts.iter().for_each(Rx::publish);
+        self.ports.names.iter().for_each(Rx::publish);
+        self.ports.answers.iter().for_each(Tx::publish);
+    }
+
+    fn drain(&mut self) {
+        self.draining = true;
+    }
+
+    fn is_drained(&self) -> bool {
+        self.finished
+    }
+}

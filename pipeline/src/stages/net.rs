@@ -1,0 +1,727 @@
+//! net: sockets, framing, sessions, and the answers in order.
+//!
+//! A share in flight keeps a place in a FIFO; answers leave in FIFO order, and every other reply to a connection with shares in flight queues behind them there.
+//! Without room for one more share (FIFO, ring) net stops reading: TCP shares are never dropped.
+use crate::driver::{Driver, Event, Slot};
+use crate::metrics::{NetCounts, NetMetrics};
+use crate::ring::{Rx, Tx};
+use crate::stage::{Regime, Stage};
+use hdrhistogram::Histogram;
+use otedama_primitives::{Answer, Clock, Dimension, ShareStatus, Submit};
+use otedama_stratum::Extranonces;
+use otedama_stratum::v1::{self, IdToken, JobBook, PublishedJob, Session};
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::time::Duration;
+
+/// Places in the FIFO of shares in flight, and depth of `log_net`.
+pub const IN_FLIGHT: usize = 1 << 15;
+/// Socket events handled in a step, so that answers and other stages on the core get their turn.
+const EVENTS_PER_STEP: usize = 256;
+/// Shares read in a step.
+const SHARES_PER_STEP: usize = 2048;
+/// Connections that a new job is sent to in a step: answers go first.
+const BROADCASTS_PER_STEP: usize = 32;
+/// Connections whose deadlines are looked at in one housekeeping.
+const DEADLINES_PER_HOUSEKEEPING: usize = 256;
+/// Dimension records that one line can make.
+const NAMES_PER_LINE: usize = 1;
+
+/// What a net stage is told.
+#[derive(Clone, Debug)]
+pub struct NetSettings {
+    /// Index of this stage, 0..=63.
+    pub net: u8,
+    /// Protocol settings shared by all sessions.
+    pub session: v1::Settings,
+    /// Connections of this stage at most.
+    pub connections_max: usize,
+    /// Longest line.
+    pub line_bytes: usize,
+    /// A connection that has not authorized by then is closed.
+    pub authorize_within_us: u64,
+    /// Refused shares and lines a second before a connection is closed.
+    pub refused_per_s: u32,
+}
+
+/// Latency histograms on their way to stats and back, so that neither side allocates or locks.
+#[derive(Debug)]
+pub struct Histograms {
+    /// Full ones, in microseconds.
+    pub full: Tx<Box<Histogram<u64>>>,
+    /// Emptied ones.
+    pub empty: Rx<Box<Histogram<u64>>>,
+}
+
+/// Ring ends and shared state of a net stage.
+#[derive(Debug)]
+pub struct NetPorts {
+    /// To the validate lanes this net owns.
+    pub submits: Vec<Tx<Submit>>,
+    /// From the log.
+    pub answers: Rx<Answer>,
+    /// Sessions and workers, before the rows that name them.
+    pub names: Tx<Dimension>,
+    /// Jobs from chain, after every validate stage has them.
+    pub jobs: Rx<Arc<PublishedJob>>,
+    /// Latency, bytes read to answer handed to the kernel.
+    pub latency: Histograms,
+    /// Counters for readers.
+    pub metrics: Arc<NetMetrics>,
+    /// Session counter of the run, shared by all nets.
+    pub next_session: Arc<AtomicU32>,
+    /// Decremented when this stage is drained.
+    pub nets_running: Arc<AtomicUsize>,
+}
+
+struct Connection {
+    session: Session,
+    peer: SocketAddr,
+    /// Bytes of an unfinished line, or what could not be taken for want of room.
+    partial: Vec<u8>,
+    opened_us: u64,
+    /// Entries of the FIFO that are this connection's.
+    in_flight: u32,
+    refused_in_second: u32,
+    refused_second: u64,
+}
+
+/// One place in the FIFO: a share that waits for its verdict, or a reply that waits for its turn.
+#[derive(Clone, Copy)]
+struct Place {
+    arrival_us: u64,
+    slot: Slot,
+    generation: u32,
+    id: IdToken,
+    state: u8,
+}
+
+/// A share without a verdict.
+const WAITING: u8 = 0xff;
+/// A reply, the front one of `texts` when its turn comes.
+const TEXT: u8 = 0xfe;
+
+struct Fifo {
+    places: Box<[Place]>,
+    head: u32,
+    tail: u32,
+}
+
+impl Fifo {
+    fn new() -> Self {
+        let empty = Place { arrival_us: 0, slot: 0, generation: 0, id: IdToken::NULL, state: TEXT };
+        Self { places: vec![empty; IN_FLIGHT].into_boxed_slice(), head: 0, tail: 0 }
+    }
+
+    fn len(&self) -> usize {
+        self.tail.wrapping_sub(self.head) as usize
+    }
+
+    fn room(&self) -> usize {
+        IN_FLIGHT - self.len()
+    }
+
+    fn push(&mut self, place: Place) -> u32 {
+        assert!(self.room() > 0, "net takes no line without a free place");
+        let sequence = self.tail;
+        self.places[sequence as usize % IN_FLIGHT] = place;
+        self.tail = sequence.wrapping_add(1);
+        sequence
+    }
+
+    fn answer(&mut self, answer: Answer) {
+        assert!((answer.in_flight.wrapping_sub(self.head) as usize) < self.len(), "an answer names a share in flight");
+        let place = &mut self.places[answer.in_flight as usize % IN_FLIGHT];
+        assert_eq!(place.state, WAITING, "a share is answered once");
+        place.state = answer.status;
+    }
+
+    /// The front place, once it has its verdict.
+    fn pop(&mut self) -> Option<Place> {
+        if self.len() == 0 {
+            return None;
+        }
+        let place = self.places[self.head as usize % IN_FLIGHT];
+        if place.state == WAITING {
+            return None;
+        }
+        self.head = self.head.wrapping_add(1);
+        Some(place)
+    }
+}
+
+/// The stage.
+pub struct Net<D, C> {
+    driver: D,
+    clock: C,
+    state: State,
+    stalled: Option<Slot>,
+    broadcast_next: Option<usize>,
+    deadline_next: usize,
+    answered: Box<[Answer; 512]>,
+    arrivals: Vec<u64>,
+    histogram: Box<Histogram<u64>>,
+    draining: bool,
+    finished: bool,
+}
+
+/// Everything but the driver, so that lines can be read from the driver's buffer while this changes.
+struct State {
+    settings: NetSettings,
+    ports: NetPorts,
+    jobs: JobBook,
+    extranonces: Extranonces,
+    connections: Vec<Option<Box<Connection>>>,
+    generations: Vec<u32>,
+    open: usize,
+    fifo: Fifo,
+    texts: VecDeque<Box<[u8]>>,
+    /// Submits of this step by lane, published once.
+    staged: Vec<Vec<Submit>>,
+    /// Replies of the connection at hand that may leave at once.
+    out: Vec<u8>,
+    /// Reply of the line at hand.
+    line_out: Vec<u8>,
+    counts: NetCounts,
+    seed: u64,
+}
+
+/// How the bytes of a connection were taken.
+#[derive(PartialEq, Eq)]
+enum Taken {
+    All,
+    /// Bytes are left in `partial` for want of room.
+    Stalled,
+    Close,
+}
+
+impl<D, C> std::fmt::Debug for Net<D, C> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Net").field("net", &self.state.settings.net).field("counts", &self.state.counts).finish_non_exhaustive()
+    }
+}
+
+impl<D: Driver, C: Clock> Net<D, C> {
+    /// The stage over a driver; `seed` is random per boot.
+    pub fn new(driver: D, clock: C, settings: NetSettings, ports: NetPorts, seed: u64) -> Self {
+        // Values wait for their last job after a disconnect: room for every connection to come and go a few times.
+        let extranonces = Extranonces::new(settings.net, settings.connections_max.saturating_mul(4).max(4096));
+        let lanes = ports.submits.len();
+        assert!(lanes > 0, "a net feeds at least one validate lane");
+        Self {
+            driver,
+            clock,
+            state: State {
+                connections: Vec::with_capacity(settings.connections_max),
+                generations: Vec::with_capacity(settings.connections_max),
+                settings,
+                ports,
+                jobs: JobBook::new(),
+                extranonces,
+                open: 0,
+                fifo: Fifo::new(),
+                texts: VecDeque::new(),
+                staged: (0..lanes).map(|_| Vec::with_capacity(IN_FLIGHT)).collect(),
+                out: Vec::with_capacity(64 * 1024),
+                line_out: Vec::with_capacity(16 * 1024),
+                counts: NetCounts::default(),
+                seed,
+            },
+            stalled: None,
+            broadcast_next: None,
+            deadline_next: 0,
+            answered: Box::new([Answer { in_flight: 0, status: 0, spare: [0; 3] }; 512]),
+            arrivals: Vec::with_capacity(IN_FLIGHT),
+            histogram: Box::new(latency_histogram()),
+            draining: false,
+            finished: false,
+        }
+    }
+
+    /// Verdicts in, answers out, in FIFO order. True when there were any.
+    fn answer(&mut self) -> bool {
+        loop {
+            let count = self.state.ports.answers.take_into(&mut self.answered[..]);
+            self.answered[..count].iter().for_each(|&answer| self.state.fifo.answer(answer));
+            if count < self.answered.len() {
+                break;
+            }
+        }
+        let mut worked = false;
+        while let Some(place) = self.state.fifo.pop() {
+            worked = true;
+            let text = if place.state == TEXT { self.state.texts.pop_front() } else { None };
+            if place.state != TEXT {
+                self.state.count_answer(place.state);
+            }
+            let Some(connection) = self.state.connection_of(&place) else { continue };
+            connection.in_flight -= 1;
+            match text {
+                Some(text) => self.driver.reply(place.slot, &text),
+                None => {
+                    let status = ShareStatus::from_u8(place.state).unwrap_or(ShareStatus::Overload);
+                    self.state.line_out.clear();
+                    v1::answer(&mut self.state.line_out, &place.id, status);
+                    self.driver.reply(place.slot, &self.state.line_out);
+                    self.arrivals.push(place.arrival_us);
+                    if status != ShareStatus::Accepted && self.state.refused_too_often(place.slot, place.arrival_us) {
+                        self.close_with_word(place.slot, "closed: too many refused shares a second");
+                    }
+                }
+            }
+        }
+        if worked {
+            self.driver.flush();
+            let now_us = self.clock.now_us();
+            for arrival_us in self.arrivals.drain(..) {
+                self.histogram.saturating_record(now_us.saturating_sub(arrival_us).max(1));
+            }
+        }
+        worked
+    }
+
+    fn take_jobs(&mut self) -> bool {
+        let mut worked = false;
+        while let Some(job) = self.state.ports.jobs.pop() {
+            // What falls out of the book is not freed here: chain holds a reference until every stage has let go.
+            drop(self.state.jobs.publish(job));
+            self.broadcast_next = Some(0);
+            worked = true;
+        }
+        if worked {
+            self.state.extranonces.expire(self.state.jobs.oldest_live());
+        }
+        worked
+    }
+
+    fn broadcast(&mut self) -> bool {
+        let Some(mut at) = self.broadcast_next else { return false };
+        let now_us = self.clock.now_us();
+        let mut sent = 0;
+        while at < self.state.connections.len() && sent < BROADCASTS_PER_STEP {
+            if self.state.notify(at, now_us) {
+                self.driver.reply(at as Slot, &self.state.line_out);
+                sent += 1;
+            }
+            at += 1;
+        }
+        self.driver.flush();
+        self.broadcast_next = (at < self.state.connections.len()).then_some(at);
+        true
+    }
+
+    /// Reads sockets until there is no room, nothing to read, or the step's budget is spent.
+    fn read(&mut self) -> Regime {
+        let now_us = self.clock.now_us();
+        let mut worked = false;
+        if let Some(slot) = self.stalled {
+            let before = self.state.counts.line_received;
+            let taken = self.state.take_bytes(slot, &[], now_us);
+            let still = taken == Taken::Stalled;
+            self.finish_bytes(slot, taken);
+            worked = self.state.counts.line_received != before;
+            if still {
+                // What was taken is published all the same: the room that this waits for comes from there.
+                self.driver.flush();
+                self.state.publish_submits();
+                return if worked { Regime::Processing } else { Regime::Backpressure };
+            }
+            self.stalled = None;
+        }
+        let mut polled = false;
+        for _ in 0..EVENTS_PER_STEP {
+            if self.state.staged_shares() >= SHARES_PER_STEP || self.state.credits() == 0 {
+                break;
+            }
+            let Some(event) = self.driver.event() else {
+                if polled || self.driver.poll(Duration::ZERO).is_err() {
+                    break;
+                }
+                polled = true;
+                continue;
+            };
+            worked = true;
+            match event {
+                Event::Opened { slot, peer } => {
+                    if !self.state.open(slot, peer, now_us) {
+                        self.driver.close(slot);
+                    }
+                }
+                Event::Closed { slot } => self.state.close(slot),
+                Event::Bytes { slot } => {
+                    let taken = self.state.take_bytes(slot, self.driver.bytes(), now_us);
+                    let stalled = taken == Taken::Stalled;
+                    self.finish_bytes(slot, taken);
+                    if stalled {
+                        self.stalled = Some(slot);
+                        break;
+                    }
+                }
+            }
+        }
+        self.driver.flush();
+        self.state.publish_submits();
+        match (worked, self.stalled.is_some() || self.state.credits() == 0) {
+            (true, _) => Regime::Processing,
+            (false, true) => Regime::Backpressure,
+            (false, false) => Regime::CaughtUp,
+        }
+    }
+
+    fn finish_bytes(&mut self, slot: Slot, taken: Taken) {
+        if !self.state.out.is_empty() {
+            self.driver.reply(slot, &self.state.out);
+            self.state.out.clear();
+        }
+        if taken == Taken::Close {
+            self.driver.close(slot);
+            self.state.close(slot);
+        }
+    }
+
+    fn close_with_word(&mut self, slot: Slot, word: &str) {
+        self.state.counts.connection_closed_refusals += 1;
+        let line = format!("{{\"id\":null,\"method\":\"client.show_message\",\"params\":[\"{word}\"]}}\n");
+        self.driver.reply(slot, line.as_bytes());
+        self.driver.close(slot);
+        self.state.close(slot);
+        if self.stalled == Some(slot) {
+            self.stalled = None;
+        }
+    }
+
+    /// Closes connections that did not authorize in time, a bounded number of places a call.
+    fn check_deadlines(&mut self) {
+        let now_us = self.clock.now_us();
+        let places = self.state.connections.len();
+        for _ in 0..DEADLINES_PER_HOUSEKEEPING.min(places) {
+            let at = self.deadline_next % places;
+            self.deadline_next = (at + 1) % places;
+            let late = self.state.connections[at].as_ref().is_some_and(|connection| {
+                !connection.session.is_authorized() && now_us.saturating_sub(connection.opened_us) > self.state.settings.authorize_within_us
+            });
+            if late {
+                self.state.counts.connection_closed_slow += 1;
+                self.driver.close(at as Slot);
+                self.state.close(at as Slot);
+                if self.stalled == Some(at as Slot) {
+                    self.stalled = None;
+                }
+            }
+        }
+    }
+}
+
+/// Two significant digits from 1 us to 10 minutes: 1 % precision in 20 KiB.
+fn latency_histogram() -> Histogram<u64> {
+    match Histogram::new_with_bounds(1, 600_000_000, 2) {
+        Ok(histogram) => histogram,
+        Err(error) => unreachable!("constant bounds are valid: {error}"),
+    }
+}
+
+impl Histograms {
+    /// An empty histogram of the shape that circulates.
+    pub fn empty() -> Box<Histogram<u64>> {
+        Box::new(latency_histogram())
+    }
+}
+
+impl State {
+    /// Lines that can be taken now: each needs a place, a submit in the fullest lane and a dimension record.
+    fn credits(&self) -> usize {
+        let lanes =
+            self.ports.submits.iter().zip(&self.staged).map(|(ring, staged)| ring.room().saturating_sub(staged.len())).min().unwrap_or(0);
+        lanes.min(self.fifo.room()).min(self.ports.names.room() / NAMES_PER_LINE)
+    }
+
+    fn staged_shares(&self) -> usize {
+        self.staged.iter().map(Vec::len).sum()
+    }
+
+    fn publish_submits(&mut self) {
+        for (ring, staged) in self.ports.submits.iter_mut().zip(&mut self.staged) {
+            ring.push_all(staged);
+            staged.clear();
+        }
+    }
+
+    fn connection_of(&mut self, place: &Place) -> Option<&mut Connection> {
+        if self.generations[place.slot as usize] != place.generation {
+            return None;
+        }
+        self.connections[place.slot as usize].as_deref_mut()
+    }
+
+    fn open(&mut self, slot: Slot, peer: SocketAddr, now_us: u64) -> bool {
+        let at = slot as usize;
+        while self.connections.len() <= at {
+            self.connections.push(None);
+            self.generations.push(0);
+        }
+        let Some(extranonce1) = self.extranonces.allocate() else {
+            self.counts.connection_refused += 1;
+            return false;
+        };
+        // Relaxed: only uniqueness counts.
+        let number = self.ports.next_session.fetch_add(1, Ordering::Relaxed);
+        let seat = v1::Seat { session: number, extranonce1, net: self.settings.net };
+        self.connections[at] = Some(Box::new(Connection {
+            session: Session::new(seat, &self.settings.session),
+            peer,
+            partial: Vec::new(),
+            opened_us: now_us,
+            in_flight: 0,
+            refused_in_second: 0,
+            refused_second: 0,
+        }));
+        self.open += 1;
+        self.counts.connection_accepted += 1;
+        true
+    }
+
+    fn close(&mut self, slot: Slot) {
+        let at = slot as usize;
+        if let Some(connection) = self.connections.get_mut(at).and_then(Option::take) {
+            self.generations[at] = self.generations[at].wrapping_add(1);
+            self.open -= 1;
+            let newest = connection.session.newest_job();
+            self.extranonces.release(connection.session.extranonce1(), newest);
+        }
+    }
+
+    fn count_answer(&mut self, status: u8) {
+        let counts = &mut self.counts;
+        *match ShareStatus::from_u8(status).unwrap_or(ShareStatus::Overload) {
+            ShareStatus::Accepted => &mut counts.share_accepted,
+            ShareStatus::Stale => &mut counts.share_stale_refused,
+            ShareStatus::Duplicate => &mut counts.share_duplicate_refused,
+            ShareStatus::LowDifficulty => &mut counts.share_low_difficulty_refused,
+            ShareStatus::BadTime => &mut counts.share_bad_time_refused,
+            ShareStatus::BadVersion => &mut counts.share_bad_version_refused,
+            ShareStatus::Malformed => &mut counts.share_malformed_refused,
+            ShareStatus::Unauthorized => &mut counts.share_unauthorized_refused,
+            ShareStatus::Overload => &mut counts.share_overload_refused,
+        } += 1;
+    }
+
+    /// Books one refusal of a connection; true when it is over its limit for the second.
+    fn refused_too_often(&mut self, slot: Slot, now_us: u64) -> bool {
+        let limit = self.settings.refused_per_s;
+        let Some(connection) = self.connections.get_mut(slot as usize).and_then(Option::as_deref_mut) else { return false };
+        let second = now_us / 1_000_000;
+        if connection.refused_second != second {
+            connection.refused_second = second;
+            connection.refused_in_second = 0;
+        }
+        connection.refused_in_second += 1;
+        connection.refused_in_second > limit
+    }
+
+    /// Writes the newest job for a connection into `line_out`; false when there is nothing to send.
+    fn notify(&mut self, at: usize, now_us: u64) -> bool {
+        let Some(connection) = self.connections[at].as_deref_mut() else { return false };
+        let Some(job) = self.jobs.newest() else { return false };
+        self.line_out.clear();
+        let context = v1::Context { settings: &self.settings.session, jobs: &self.jobs, now_us, peer: Some(connection.peer) };
+        connection.session.notify(&context, job, false, &mut self.line_out);
+        let sent = !self.line_out.is_empty();
+        self.counts.job_sent += u64::from(sent);
+        sent
+    }
+
+    /// Takes lines from what is left over and `bytes`. Replies that may leave at once stand in `out`.
+    fn take_bytes(&mut self, slot: Slot, bytes: &[u8], now_us: u64) -> Taken {
+        let Some(connection) = self.connections.get_mut(slot as usize).and_then(Option::as_deref_mut) else { return Taken::All };
+        self.counts.byte_received += bytes.len() as u64;
+        if connection.partial.is_empty() {
+            let (taken, used) = self.take_lines(slot, bytes, now_us);
+            self.keep(slot, taken, &bytes[used..])
+        } else {
+            let mut held = std::mem::take(&mut connection.partial);
+            held.extend_from_slice(bytes);
+            let (taken, used) = self.take_lines(slot, &held, now_us);
+            self.keep(slot, taken, &held[used..])
+        }
+    }
+
+    /// Keeps what is left for the next bytes; refuses a line that grows over the limit.
+    fn keep(&mut self, slot: Slot, taken: Taken, rest: &[u8]) -> Taken {
+        if taken == Taken::Close || rest.is_empty() {
+            return taken;
+        }
+        if taken == Taken::All && rest.len() > self.settings.line_bytes {
+            self.counts.line_refused += 1;
+            return Taken::Close;
+        }
+        if let Some(connection) = self.connections.get_mut(slot as usize).and_then(Option::as_deref_mut) {
+            connection.partial = rest.to_vec();
+        }
+        taken
+    }
+
+    fn take_lines(&mut self, slot: Slot, bytes: &[u8], now_us: u64) -> (Taken, usize) {
+        let mut used = 0;
+        let mut credits = self.credits();
+        while let Some(length) = memchr::memchr(b'\n', &bytes[used..]) {
+            if credits == 0 {
+                // Publishing frees nothing by itself, but the next stage may have moved on.
+                credits = self.credits();
+                if credits == 0 {
+                    return (Taken::Stalled, used);
+                }
+            }
+            credits -= 1;
+            let line = &bytes[used..used + length];
+            used += length + 1;
+            self.counts.line_received += 1;
+            if length > self.settings.line_bytes {
+                self.counts.line_refused += 1;
+                return (Taken::Close, used);
+            }
+            if !self.take_line(slot, line, now_us) {
+                return (Taken::Close, used);
+            }
+        }
+        (Taken::All, used)
+    }
+
+    /// One line; false when the connection is to be closed.
+    fn take_line(&mut self, slot: Slot, line: &[u8], now_us: u64) -> bool {
+        let at = slot as usize;
+        let Some(connection) = self.connections[at].as_deref_mut() else { return false };
+        self.line_out.clear();
+        let context = v1::Context { settings: &self.settings.session, jobs: &self.jobs, now_us, peer: Some(connection.peer) };
+        let event = connection.session.on_line(&context, line, &mut self.line_out);
+        match event {
+            v1::Event::Share(mut submit, id) => {
+                let place = Place { arrival_us: now_us, slot, generation: self.generations[at], id, state: WAITING };
+                submit.in_flight = self.fifo.push(place);
+                connection.in_flight += 1;
+                self.counts.share_received += 1;
+                let lane = self.lane_of(&submit);
+                self.staged[lane].push(submit);
+                return true;
+            }
+            v1::Event::None => {}
+            v1::Event::Refused => {
+                self.counts.line_refused += 1;
+                if self.refused_too_often(slot, now_us) {
+                    self.counts.connection_closed_refusals += 1;
+                    return false;
+                }
+            }
+            v1::Event::Subscribed(record) => self.name(Dimension::session(&record)),
+            v1::Event::Authorized(record) => self.name(Dimension::worker(&record)),
+            v1::Event::Close(_) => {
+                self.reply(slot);
+                return false;
+            }
+        }
+        self.reply(slot);
+        true
+    }
+
+    fn name(&mut self, record: Result<Dimension, otedama_primitives::DimensionTooLong>) {
+        match record {
+            Ok(record) => {
+                let pushed = self.ports.names.push(record);
+                assert!(pushed.is_ok(), "no line is taken without room for its record");
+            }
+            Err(error) => unreachable!("names and agents are cut to fit: {error}"),
+        }
+    }
+
+    /// Sends `line_out`: at once, or behind the shares in flight of its connection.
+    fn reply(&mut self, slot: Slot) {
+        if self.line_out.is_empty() {
+            return;
+        }
+        let at = slot as usize;
+        let Some(connection) = self.connections[at].as_deref_mut() else { return };
+        if connection.in_flight == 0 {
+            self.out.extend_from_slice(&self.line_out);
+            return;
+        }
+        connection.in_flight += 1;
+        self.texts.push_back(self.line_out.as_slice().into());
+        self.fifo.push(Place { arrival_us: 0, slot, generation: self.generations[at], id: IdToken::NULL, state: TEXT });
+    }
+
+    /// The lane that judges a share: by extranonces, so that a duplicate always meets its original.
+    fn lane_of(&self, submit: &Submit) -> usize {
+        let lanes = self.staged.len();
+        if lanes == 1 {
+            return 0;
+        }
+        let mixed = (submit.extranonce2 ^ self.seed ^ (u64::from(submit.extranonce1) << 17)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        (mixed >> 32) as usize % lanes
+    }
+}
+
+impl<D: Driver, C: Clock> Stage for Net<D, C> {
+    fn step(&mut self) -> Regime {
+        let jobs = self.take_jobs();
+        // Answers leave before a socket is read: the cycle of rings cannot fill up.
+        let answered = self.answer();
+        let broadcast = self.broadcast();
+        if self.draining {
+            if !self.finished && self.state.fifo.len() == 0 {
+                for at in 0..self.state.connections.len() {
+                    if self.state.connections[at].is_some() {
+                        self.driver.close(at as Slot);
+                        self.state.close(at as Slot);
+                    }
+                }
+                self.finished = true;
+                // Release pairs with the Acquire of the validate stages: everything sent is visible to them.
+                self.state.ports.nets_running.fetch_sub(1, Ordering::Release);
+            }
+            return if answered { Regime::Processing } else { Regime::CaughtUp };
+        }
+        let read = self.read();
+        if jobs || answered || broadcast { Regime::Processing } else { read }
+    }
+
+    fn housekeeping(&mut self) {
+        self.check_deadlines();
+        let counts = &mut self.state.counts;
+        counts.connection_open = self.state.open as u64;
+        counts.share_in_flight = (self.state.fifo.len() - self.state.texts.len()) as u64;
+        counts.byte_sent = self.driver.bytes_sent();
+        counts.publish(&self.state.ports.metrics);
+        self.state.ports.submits.iter().for_each(Tx::publish);
+        self.state.ports.answers.publish();
+        self.state.ports.names.publish();
+        self.state.ports.jobs.publish();
+        if !self.histogram.is_empty()
+            && let Some(empty) = self.state.ports.latency.empty.pop()
+        {
+            let full = std::mem::replace(&mut self.histogram, empty);
+            if let Err(mut full) = self.state.ports.latency.full.push(full) {
+                // Stats is behind by every histogram there is: this one is counted there next time.
+                std::mem::swap(&mut self.histogram, &mut full);
+            }
+        }
+    }
+
+    fn wait(&mut self, timeout: Duration) -> bool {
+        self.driver.poll(timeout).is_ok()
+    }
+
+    fn expects_answers(&self) -> bool {
+        self.state.fifo.len() > 0
+    }
+
+    fn drain(&mut self) {
+        self.draining = true;
+        self.driver.accept(false);
+        self.stalled = None;
+    }
+
+    fn is_drained(&self) -> bool {
+        self.finished
+    }
+}

@@ -1,0 +1,500 @@
+//! The production stages under a seeded schedule: one thread, injected sockets, clock, journal and jobs. A failing seed is a bug report.
+use otedama_kernels::Isa;
+use otedama_pipeline::driver::{Driver, Event, Slot};
+use otedama_pipeline::metrics::{LogMetrics, NetMetrics, ValidateMetrics};
+use otedama_pipeline::ring::{Full, Rx, Tx, ring};
+use otedama_pipeline::stages::{
+    Append, Histograms, IN_FLIGHT, Log, LogPorts, Net, NetPorts, NetSettings, Validate, ValidatePorts, ValidatedJob,
+};
+use otedama_pipeline::{Cores, Regime, Stage};
+use otedama_primitives::{
+    BlockCandidate, Coin, Difficulty, Dimension, Hash256, Job, ManualClock, RunId, ShareRow, ShareStatus, Submit, Target, Verdict,
+};
+use otedama_stratum::v1::{self, PublishedJob};
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+/// xorshift64*: enough for schedules, and the same on every machine.
+struct Dice(u64);
+
+impl Dice {
+    fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    fn below(&mut self, bound: usize) -> usize {
+        (self.next() >> 33) as usize % bound
+    }
+
+    fn one_in(&mut self, n: usize) -> bool {
+        self.below(n) == 0
+    }
+}
+
+#[derive(Default)]
+struct Wire {
+    events: VecDeque<(Event, Vec<u8>)>,
+    sent: HashMap<Slot, Vec<u8>>,
+    closed: HashSet<Slot>,
+}
+
+#[derive(Clone, Default)]
+struct SimulatedWire(Arc<Mutex<Wire>>);
+
+impl SimulatedWire {
+    fn lock(&self) -> MutexGuard<'_, Wire> {
+        self.0.lock().expect("one thread")
+    }
+}
+
+struct SimulatedDriver {
+    wire: SimulatedWire,
+    bytes: Vec<u8>,
+}
+
+impl Driver for SimulatedDriver {
+    fn poll(&mut self, _: Duration) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn event(&mut self) -> Option<Event> {
+        let mut wire = self.wire.lock();
+        loop {
+            let (event, bytes) = wire.events.pop_front()?;
+            if let Event::Bytes { slot } = event
+                && wire.closed.contains(&slot)
+            {
+                continue;
+            }
+            self.bytes = bytes;
+            return Some(event);
+        }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    fn reply(&mut self, slot: Slot, bytes: &[u8]) {
+        self.wire.lock().sent.entry(slot).or_default().extend_from_slice(bytes);
+    }
+
+    fn flush(&mut self) {}
+
+    fn close(&mut self, slot: Slot) {
+        self.wire.lock().closed.insert(slot);
+    }
+
+    fn accept(&mut self, _: bool) {}
+
+    fn bytes_sent(&self) -> u64 {
+        0
+    }
+
+    fn closed_slow(&self) -> u64 {
+        0
+    }
+
+    fn refused(&self) -> u64 {
+        0
+    }
+
+    fn name(&self) -> &'static str {
+        "simulated"
+    }
+}
+
+#[derive(Default)]
+struct Rows {
+    rows: Vec<ShareRow>,
+    sessions: HashSet<u32>,
+    workers: HashSet<u64>,
+    room: usize,
+}
+
+#[derive(Clone, Default)]
+struct SimulatedJournal(Arc<Mutex<Rows>>);
+
+impl SimulatedJournal {
+    fn lock(&self) -> MutexGuard<'_, Rows> {
+        self.0.lock().expect("one thread")
+    }
+}
+
+impl Append for SimulatedJournal {
+    fn room_cells(&self) -> usize {
+        self.lock().room
+    }
+
+    fn append(&mut self, dimensions: &[Dimension], rows: &[ShareRow]) {
+        let mut log = self.lock();
+        let cells = dimensions.len() * 4 + rows.len() + 1;
+        assert!(cells <= log.room, "appended without room");
+        log.room -= cells;
+        for dimension in dimensions {
+            match (dimension.as_session(), dimension.as_worker()) {
+                (Some(session), _) => log.sessions.insert(session.session),
+                (_, Some(worker)) => log.workers.insert(worker.worker.0),
+                _ => panic!("a dimension record that does not decode"),
+            };
+        }
+        for row in rows {
+            assert!(log.sessions.contains(&row.session), "session {} has a row before its record", row.session);
+            assert!(row.worker == 0 || log.workers.contains(&row.worker), "worker {} has a row before its record", row.worker);
+            log.rows.push(*row);
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        false
+    }
+}
+
+fn job(counter: u32, clean: bool) -> Job {
+    Job {
+        id: RunId::new(1, 0xab_cdef).job(counter),
+        coin: Coin::Bitcoin,
+        height: counter,
+        prev_hash: Hash256([counter as u8; 32]),
+        version: 0x2000_0000,
+        nbits: 0x1d00_ffff,
+        ntime: 1_700_000_000,
+        ntime_min: 1_699_990_000,
+        coinbase_prefix: [&[1u8; 60][..], &counter.to_be_bytes()].concat().into(),
+        coinbase_suffix: vec![2; 90].into(),
+        branch: vec![Hash256([3; 32]); 2].into(),
+        extranonce2_bytes: 8,
+        network_target: Target::from_compact(0x1d00_ffff).expect("difficulty 1"),
+        clean,
+        created_us: 1_700_000_000_000_000,
+    }
+}
+
+/// One miner: what it sent, what it was told.
+#[derive(Default)]
+struct Miner {
+    net: usize,
+    slot: Slot,
+    extranonce1: Option<String>,
+    jobs: Vec<String>,
+    read: usize,
+    next_id: u64,
+    /// (id, line) in the order sent.
+    sent: VecDeque<(u64, String)>,
+    credited: HashSet<String>,
+    past: Vec<String>,
+    answered: u64,
+    closed: bool,
+}
+
+impl Miner {
+    fn read(&mut self, wire: &SimulatedWire, seed: u64) {
+        let wire = wire.lock();
+        let Some(all) = wire.sent.get(&self.slot) else { return };
+        while let Some(end) = all[self.read..].iter().position(|&byte| byte == b'\n') {
+            let line = &all[self.read..self.read + end];
+            self.read += end + 1;
+            let value: serde_json::Value = serde_json::from_slice(line).expect("the server sends JSON");
+            if value["method"] == "mining.notify" {
+                if value["params"][8] == true {
+                    self.jobs.clear();
+                }
+                self.jobs.push(value["params"][0].as_str().expect("job id").to_owned());
+                continue;
+            }
+            match value["id"].as_u64() {
+                Some(1) => self.extranonce1 = value["result"][1].as_str().map(str::to_owned),
+                Some(id) if id >= 1000 => self.judge(id, value["error"][0].as_u64().unwrap_or(0), seed),
+                _ => {}
+            }
+        }
+        self.closed |= wire.closed.contains(&self.slot);
+    }
+
+    fn judge(&mut self, id: u64, code: u64, seed: u64) {
+        let (expected, line) = self.sent.pop_front().expect("an answer has a question");
+        assert_eq!(id, expected, "seed {seed}: answers come in the order of the submits");
+        self.answered += 1;
+        if code == 0 {
+            assert!(self.credited.insert(line.clone()), "seed {seed}: credited twice: {line}");
+            self.past.push(line);
+        } else if code == 22 {
+            assert!(self.credited.contains(&line), "seed {seed}: refused as a duplicate of nothing: {line}");
+        }
+    }
+
+    /// A handful of submits, good, bad and repeated, as one run of bytes.
+    fn submits(&mut self, dice: &mut Dice) -> Vec<u8> {
+        let mut bytes = vec![];
+        for _ in 0..dice.below(9) {
+            let line = if !self.past.is_empty() && dice.one_in(4) {
+                self.past[dice.below(self.past.len())].clone()
+            } else {
+                let job = &self.jobs[dice.below(self.jobs.len())];
+                let version = if dice.one_in(20) { ",\"00000001\"" } else { "" };
+                let ntime = if dice.one_in(20) { 1 } else { 1_700_000_000 };
+                let worker = if dice.one_in(20) { "who" } else { "a.b" };
+                format!(
+                    "\"params\":[\"{worker}\",\"{job}\",\"{:016x}\",\"{ntime:08x}\",\"{:08x}\"{version}]",
+                    dice.next() % 64,
+                    dice.next() as u32 % 3
+                )
+            };
+            // Twins in one segment now and then.
+            for _ in 0..if dice.one_in(10) { 2 + dice.below(4) } else { 1 } {
+                self.next_id += 1;
+                bytes.extend_from_slice(format!("{{\"id\":{},\"method\":\"mining.submit\",{line}}}\n", self.next_id).as_bytes());
+                self.sent.push_back((self.next_id, line.clone()));
+            }
+        }
+        bytes
+    }
+}
+
+type HistogramEnds = (Rx<Box<hdrhistogram::Histogram<u64>>>, Tx<Box<hdrhistogram::Histogram<u64>>>);
+
+struct World {
+    stages: Vec<Box<dyn Stage>>,
+    wires: Vec<SimulatedWire>,
+    journal: SimulatedJournal,
+    clock: ManualClock,
+    jobs_to_validate: Vec<Tx<Arc<ValidatedJob>>>,
+    jobs_to_net: Vec<Tx<Arc<PublishedJob>>>,
+    kept: Vec<(Arc<ValidatedJob>, Arc<PublishedJob>)>,
+    next_job: u32,
+    metrics: Vec<Arc<NetMetrics>>,
+    /// Ends that nothing reads here.
+    _ends: (Vec<Rx<BlockCandidate>>, Vec<HistogramEnds>),
+}
+
+fn world(nets: usize, validates: usize, depth: usize, difficulty: f64) -> World {
+    let clock = ManualClock::at(1_700_000_000_000_000);
+    let journal = SimulatedJournal::default();
+    let nets_running = Arc::new(AtomicUsize::new(nets));
+    let validates_running = Arc::new(AtomicUsize::new(validates));
+    let next_session = Arc::new(AtomicU32::new(1));
+    let cores = Cores { net: vec![0; nets], validate: vec![0; validates], log: 0, control: 0, stats: 0 };
+    let mut world = World {
+        stages: vec![],
+        wires: vec![],
+        journal: journal.clone(),
+        clock: clock.clone(),
+        jobs_to_validate: vec![],
+        jobs_to_net: vec![],
+        kept: vec![],
+        next_job: 1,
+        metrics: vec![],
+        _ends: (vec![], vec![]),
+    };
+    let mut submits_rx: Vec<Vec<Rx<Submit>>> = (0..validates).map(|_| vec![]).collect();
+    let (mut answers_tx, mut names_rx) = (vec![], vec![]);
+    for net in 0..nets {
+        let mut submits = vec![];
+        for lane in cores.lanes_of_net(net) {
+            let (tx, rx, _) = ring("net_validate", depth, Full::Wait);
+            submits.push(tx);
+            submits_rx[lane].push(rx);
+        }
+        let (tx, answers, _) = ring("log_net", IN_FLIGHT, Full::Never);
+        answers_tx.push(tx);
+        let (names, rx, _) = ring("net_log", depth, Full::Wait);
+        names_rx.push(rx);
+        let (tx, jobs, _) = ring("chain_net", 64, Full::Wait);
+        world.jobs_to_net.push(tx);
+        let (full, full_rx, _) = ring("net_stats", 4, Full::Wait);
+        let (empty_tx, empty, _) = ring("stats_net", 4, Full::Wait);
+        world._ends.1.push((full_rx, empty_tx));
+        let metrics = Arc::new(NetMetrics::default());
+        world.metrics.push(metrics.clone());
+        let wire = SimulatedWire::default();
+        world.wires.push(wire.clone());
+        let settings = NetSettings {
+            net: net as u8,
+            session: v1::Settings {
+                difficulty: Difficulty::clamped(difficulty),
+                difficulty_min: Difficulty::clamped(0.0),
+                ..v1::Settings::default()
+            },
+            connections_max: 64,
+            line_bytes: 8192,
+            authorize_within_us: u64::MAX,
+            refused_per_s: u32::MAX,
+        };
+        let latency = Histograms { full, empty };
+        let ports = NetPorts {
+            submits,
+            answers,
+            names,
+            jobs,
+            latency,
+            metrics,
+            next_session: next_session.clone(),
+            nets_running: nets_running.clone(),
+        };
+        world.stages.push(Box::new(Net::new(SimulatedDriver { wire, bytes: vec![] }, clock.clone(), settings, ports, 99)));
+    }
+    let mut verdicts_rx = vec![];
+    for submits in submits_rx {
+        let (verdicts, rx, _) = ring::<Verdict>("validate_log", depth, Full::Wait);
+        verdicts_rx.push(rx);
+        let (blocks, rx, _) = ring("validate_chain", 64, Full::Flag);
+        world._ends.0.push(rx);
+        let (tx, jobs, _) = ring("chain_validate", 64, Full::Wait);
+        world.jobs_to_validate.push(tx);
+        let metrics = Arc::new(ValidateMetrics::default());
+        let ports = ValidatePorts {
+            submits,
+            verdicts,
+            blocks,
+            jobs,
+            metrics,
+            nets_running: nets_running.clone(),
+            validates_running: validates_running.clone(),
+        };
+        world.stages.push(Box::new(Validate::new(Isa::Portable, 7, ports)));
+    }
+    let metrics = Arc::new(LogMetrics::default());
+    let ports = LogPorts { verdicts: verdicts_rx, answers: answers_tx, names: names_rx, metrics, validates_running, answer_first: false };
+    world.stages.push(Box::new(Log::new(journal, clock, ports)));
+    world
+}
+
+impl World {
+    fn publish_job(&mut self, clean: bool) {
+        let room = self.jobs_to_validate.iter().map(Tx::room).chain(self.jobs_to_net.iter().map(Tx::room)).min();
+        if room == Some(0) {
+            return;
+        }
+        let job = job(self.next_job, clean);
+        self.next_job += 1;
+        let validated = Arc::new(ValidatedJob::new(&job));
+        let published = Arc::new(PublishedJob::new(job, 0x5151_0000));
+        for ring in &mut self.jobs_to_validate {
+            assert!(ring.push(validated.clone()).is_ok());
+        }
+        for ring in &mut self.jobs_to_net {
+            assert!(ring.push(published.clone()).is_ok());
+        }
+        self.kept.push((validated, published));
+    }
+
+    fn step(&mut self, index: usize) -> Regime {
+        let regime = self.stages[index].step();
+        self.stages[index].housekeeping();
+        regime
+    }
+
+    fn send(&self, net: usize, event: Event, bytes: &[u8]) {
+        self.wires[net].lock().events.push_back((event, bytes.to_vec()));
+    }
+
+    fn sum(&self, pick: impl Fn(&NetMetrics) -> u64) -> u64 {
+        self.metrics.iter().map(|metrics| pick(metrics)).sum()
+    }
+}
+
+fn read(value: &AtomicU64) -> u64 {
+    value.load(Ordering::Relaxed)
+}
+
+fn simulate(seed: u64, nets: usize, validates: usize) {
+    let mut dice = Dice::new(seed);
+    let depth = 1 << (1 + dice.below(5));
+    // Difficulty 5e-10 is work 2: about half of the hashes are refused.
+    let mut world = world(nets, validates, depth, if dice.one_in(2) { 5e-10 } else { 2.4e-10 });
+    let mut miners = vec![];
+    for index in 0..6 * nets {
+        let (net, slot) = (index % nets, (index / nets) as Slot);
+        let peer: SocketAddr = "127.0.0.1:1".parse().expect("address");
+        world.send(net, Event::Opened { slot, peer }, b"");
+        let hello = b"{\"id\":1,\"method\":\"mining.subscribe\",\"params\":[\"sim/1\"]}\n{\"id\":2,\"method\":\"mining.authorize\",\"params\":[\"a.b\",\"x\"]}\n";
+        world.send(net, Event::Bytes { slot }, hello);
+        miners.push(Miner { net, slot, next_id: 1000, ..Miner::default() });
+    }
+    for step in 0..1500 {
+        let stage = dice.below(world.stages.len());
+        world.step(stage);
+        world.clock.advance(dice.below(50) as u64);
+        if step == 3 || dice.one_in(60) {
+            // Job storms come in bursts now and then.
+            for _ in 0..if dice.one_in(10) { 12 } else { 1 } {
+                let clean = dice.one_in(3);
+                world.publish_job(clean);
+            }
+        }
+        if dice.one_in(3) {
+            let room = if dice.one_in(4) { 0 } else { 300 + dice.below(2000) };
+            world.journal.lock().room = room;
+        }
+        let which = dice.below(miners.len());
+        let miner = &mut miners[which];
+        miner.read(&world.wires[miner.net], seed);
+        if miner.closed || miner.extranonce1.is_none() || miner.jobs.is_empty() {
+            continue;
+        }
+        let bytes = miner.submits(&mut dice);
+        // Split at any byte.
+        let cut = dice.below(bytes.len() + 1);
+        world.send(miner.net, Event::Bytes { slot: miner.slot }, &bytes[..cut]);
+        world.send(miner.net, Event::Bytes { slot: miner.slot }, &bytes[cut..]);
+        if dice.one_in(400) {
+            world.send(miner.net, Event::Closed { slot: miner.slot }, b"");
+            miner.closed = true;
+        }
+    }
+    // Quiet: room for everything, every stage until nothing moves.
+    world.journal.lock().room = usize::MAX / 2;
+    let mut idle = 0;
+    while idle < 3 {
+        let any = (0..world.stages.len()).fold(false, |any, stage| world.step(stage) != Regime::CaughtUp || any);
+        idle = if any { 0 } else { idle + 1 };
+    }
+    check(&world, &mut miners, seed);
+}
+
+fn check(world: &World, miners: &mut [Miner], seed: u64) {
+    let received = world.sum(|metrics| read(&metrics.share_received));
+    let accepted = world.sum(|metrics| read(&metrics.share_accepted));
+    let in_flight = world.sum(|metrics| read(&metrics.share_in_flight));
+    let refused = world.sum(|metrics| {
+        let refusals =
+            metrics.samples().into_iter().filter(|sample| sample.name.starts_with("share_") && sample.name.ends_with("_refused"));
+        refusals.map(|sample| sample.value).sum()
+    });
+    let log = world.journal.lock();
+    assert_eq!(received, accepted + refused + in_flight, "seed {seed}: conservation");
+    assert_eq!(in_flight, 0, "seed {seed}: nothing is left in flight");
+    assert_eq!(log.rows.len() as u64, received, "seed {seed}: one row per submit");
+    let credited: Vec<_> = log.rows.iter().filter(|row| row.status == ShareStatus::Accepted as u8).collect();
+    assert_eq!(credited.len() as u64, accepted, "seed {seed}: what was accepted is what was logged");
+    let keys: HashSet<_> = credited.iter().map(|row| (row.session, row.job, row.extranonce2, row.ntime, row.nonce, row.version)).collect();
+    assert_eq!(keys.len(), credited.len(), "seed {seed}: no header is credited twice");
+    let mut answered = 0;
+    for miner in miners {
+        miner.read(&world.wires[miner.net], seed);
+        answered += miner.answered;
+        assert!(miner.closed || miner.sent.is_empty(), "seed {seed}: every submit of an open connection is answered");
+    }
+    assert!(answered <= received, "seed {seed}");
+    assert!(received > 100, "seed {seed}: the schedule did something: {received}");
+}
+
+#[test]
+fn nothing_is_lost_under_any_schedule() {
+    let seeds = if std::env::var_os("OTEDAMA_LONG").is_some() { 10_000 } else { 100 };
+    for seed in 1..=seeds {
+        let (nets, validates) = [(1, 1), (2, 1), (1, 2), (2, 3), (3, 2)][seed as usize % 5];
+        simulate(seed, nets, validates);
+    }
+}
