@@ -1,0 +1,243 @@
+//! What the server is and whether shipping to it can be exact: version, tables, columns, deduplication windows.
+use crate::ShipperSettings;
+use crate::schema::{self, Flavour, SHARES, TABLES, literal};
+use crate::sink::{Sink, SinkError};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// First version whose inserts can be exactly once: tokens for plain MergeTree, tokens carried through views, Native integers widened on their way in.
+pub const MODERN_FROM: (u32, u32) = (24, 8);
+
+/// How a lost answer is cleared up.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Method {
+    /// The server recognises the insert by its token: send it again.
+    Tokens,
+    /// It does not: wait until the query has gone from system.processes, then count its rows.
+    QueryIds,
+}
+
+/// What the probe found.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Server {
+    /// `SELECT version()`.
+    pub version: String,
+    /// By its version.
+    pub method: Method,
+    /// The table that segments go to: `shares`, or `shares_local` in a cluster.
+    pub shares: &'static str,
+}
+
+/// Parses `26.7.2.1` or `18.16.1`.
+pub fn parse_version(text: &str) -> Option<(u32, u32)> {
+    let mut numbers = text.trim().split('.').map(str::parse::<u32>);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => Some((major, minor)),
+        _ => None,
+    }
+}
+
+fn rows<const N: usize>(text: &str) -> impl Iterator<Item = [&str; N]> {
+    text.lines().filter_map(|line| {
+        let mut fields = line.split('\t');
+        let row = std::array::from_fn(|_| fields.next());
+        row.iter().all(Option::is_some).then(|| row.map(Option::unwrap_or_default))
+    })
+}
+
+/// Asks version and tables, makes the tables if they are missing and `create_tables` allows it, and checks them.
+///
+/// # Errors
+/// `SinkError::Mismatch` with an explanation when shipping here could not be exact; else what the transport says.
+pub async fn probe<S: Sink>(sink: &S, settings: &ShipperSettings) -> Result<Server, SinkError> {
+    let version = sink.query("SELECT version()").await?.trim().to_owned();
+    let number = parse_version(&version)
+        .ok_or_else(|| SinkError::Mismatch(format!("{} answers SELECT version() with {version:?}: is it ClickHouse?", settings.url)))?;
+    let method = if number >= MODERN_FROM { Method::Tokens } else { Method::QueryIds };
+    let mut tables = tables(sink, settings).await?;
+    if !missing(&tables).is_empty() {
+        if !settings.create_tables {
+            return Err(SinkError::Mismatch(format!(
+                "database {} lacks {}; run `otedama schema{} | clickhouse-client -mn`, or set [clickhouse] create_tables = true",
+                settings.database,
+                missing(&tables).join(", "),
+                if method == Method::Tokens { "" } else { " --legacy" }
+            )));
+        }
+        let flavour = if method == Method::Tokens { Flavour::Single } else { Flavour::Legacy };
+        for statement in schema::ddl(&flavour, &settings.database) {
+            sink.query(&statement).await?;
+        }
+        tables = self::tables(sink, settings).await?;
+        if let Some(table) = missing(&tables).first() {
+            return Err(SinkError::Mismatch(format!("database {} still lacks {table} after its DDL was run", settings.database)));
+        }
+    }
+    let shares = if tables.contains_key("shares_local") { "shares_local" } else { SHARES.name };
+    check_columns(sink, settings, shares).await?;
+    if method == Method::Tokens {
+        check_windows(sink, settings, shares).await?;
+    }
+    Ok(Server { version, method, shares })
+}
+
+/// Engine with its arguments by table name.
+async fn tables<S: Sink>(sink: &S, settings: &ShipperSettings) -> Result<BTreeMap<String, String>, SinkError> {
+    let sql = format!("SELECT name, engine_full FROM system.tables WHERE database = {} FORMAT TabSeparated", literal(&settings.database));
+    let text = sink.query(&sql).await?;
+    Ok(rows::<2>(&text).map(|[name, engine]| (name.to_owned(), engine.to_owned())).collect())
+}
+
+fn missing(tables: &BTreeMap<String, String>) -> Vec<&'static str> {
+    TABLES.iter().map(|table| table.name).filter(|name| !tables.contains_key(*name)).collect()
+}
+
+async fn check_columns<S: Sink>(sink: &S, settings: &ShipperSettings, shares: &str) -> Result<(), SinkError> {
+    let sql = format!("SELECT table, name, type FROM system.columns WHERE database = {} FORMAT TabSeparated", literal(&settings.database));
+    let text = sink.query(&sql).await?;
+    let found: BTreeMap<(&str, &str), &str> = rows::<3>(&text).map(|[table, name, kind]| ((table, name), kind)).collect();
+    let mut wrong = Vec::new();
+    for table in TABLES {
+        let name = if table.name == SHARES.name { shares } else { table.name };
+        for column in table.columns {
+            match found.get(&(name, column.name)) {
+                None => wrong.push(format!("{name} has no column {} {}", column.name, column.kind)),
+                Some(kind) if !takes(kind, column.kind) => {
+                    wrong.push(format!("{name}.{} is {}, not {}", column.name, unescaped(kind), column.kind));
+                }
+                Some(_) => {}
+            }
+        }
+    }
+    if wrong.is_empty() {
+        return Ok(());
+    }
+    Err(SinkError::Mismatch(format!(
+        "the tables of database {} are not what this release ships: {}; compare with `otedama schema`, then ALTER or rename them",
+        settings.database,
+        wrong.join("; ")
+    )))
+}
+
+/// TabSeparated escapes the quotes of types: `DateTime(\'UTC\')`.
+fn unescaped(text: &str) -> String {
+    text.replace("\\'", "'").replace("\\\\", "\\")
+}
+
+/// True when a column of type `found` takes what is sent as `wanted`. Enums may have grown; `work` may be any integer or decimal that holds it; codecs and zones are the user's.
+fn takes(found: &str, wanted: &str) -> bool {
+    let found = unescaped(found);
+    if let Some(values) = wanted.strip_prefix("Enum8(").and_then(|rest| rest.strip_suffix(')')) {
+        return found.starts_with("Enum") && values.split(", ").all(|value| found.contains(value));
+    }
+    if wanted.starts_with("DateTime") {
+        return found == "DateTime" || found.starts_with("DateTime(");
+    }
+    match wanted {
+        "WORK" => found.starts_with("Decimal(") || matches!(found.as_str(), "UInt64" | "UInt128" | "UInt256"),
+        "String" => found == "String" || found == "LowCardinality(String)",
+        _ => found == wanted,
+    }
+}
+
+/// The base table and every table that a view on it fills, at any depth, must remember inserts: where one does not, a retry doubles it.
+async fn check_windows<S: Sink>(sink: &S, settings: &ShipperSettings, shares: &str) -> Result<(), SinkError> {
+    let sql = "SELECT database, name, engine_full, create_table_query, toString(uuid), arrayStringConcat(arrayMap((d, t) -> concat(d, '.', t), dependencies_database, dependencies_table), '|') \
+               FROM system.tables WHERE engine LIKE '%MergeTree' OR engine = 'MaterializedView' FORMAT TabSeparated";
+    let text = sink.query(sql).await?;
+    let known: BTreeMap<String, [&str; 6]> = rows::<6>(&text).map(|row| (format!("{}.{}", row[0], row[1]), row)).collect();
+    let base = format!("{}.{shares}", settings.database);
+    let mut waiting = vec![(base.clone(), base.clone())];
+    let mut seen = BTreeSet::new();
+    let mut wrong = Vec::new();
+    while let Some((table, filled_by)) = waiting.pop() {
+        if !seen.insert(table.clone()) {
+            continue;
+        }
+        let Some([_, _, engine, _, _, views]) = known.get(&table) else { continue };
+        if !remembers(engine) {
+            wrong.push(if table == filled_by { table.clone() } else { format!("{table} (filled by the view {filled_by})") });
+        }
+        for view in views.split('|').filter(|view| !view.is_empty()) {
+            if let Some([database, name, _, create, uuid, _]) = known.get(view) {
+                waiting.push((view_target(database, name, create, uuid), view.to_owned()));
+            }
+        }
+    }
+    if wrong.is_empty() {
+        return Ok(());
+    }
+    wrong.sort();
+    Err(SinkError::Mismatch(format!(
+        "no deduplication window on {}: a retried insert would be counted twice there; run ALTER TABLE ... MODIFY SETTING non_replicated_deduplication_window = {} on each",
+        wrong.join(", "),
+        schema::DEDUPLICATION_WINDOW
+    )))
+}
+
+/// Where a materialized view writes: `TO database.table`, or a table of its own.
+fn view_target(database: &str, name: &str, create: &str, uuid: &str) -> String {
+    let before_select = create.split(" AS SELECT ").next().unwrap_or(create);
+    match before_select.split_once(" TO ") {
+        Some((_, target)) => target.split([' ', '(']).next().unwrap_or_default().replace('`', ""),
+        None if uuid.trim_matches(['0', '-']).is_empty() => format!("{database}..inner.{name}"),
+        None => format!("{database}..inner_id.{uuid}"),
+    }
+}
+
+/// Replicated tables remember inserts unless told not to; plain ones only when told to.
+fn remembers(engine: &str) -> bool {
+    let setting = |name: &str| {
+        engine.split_once(&format!(" {name} = ")).map(|(_, rest)| {
+            let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
+            rest[..digits].parse::<u64>().unwrap_or(0)
+        })
+    };
+    if engine.starts_with("Replicated") || engine.starts_with("Shared") {
+        setting("replicated_deduplication_window") != Some(0)
+    } else {
+        setting("non_replicated_deduplication_window").is_some_and(|window| window > 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_parse_and_only_24_8_on_has_tokens() {
+        assert_eq!(parse_version("18.16.1\n"), Some((18, 16)));
+        assert_eq!(parse_version("26.7.2.1"), Some((26, 7)));
+        for text in ["", "26", "PostgreSQL 15", "x.y"] {
+            assert_eq!(parse_version(text), None, "{text}");
+        }
+        assert!((24, 8) >= MODERN_FROM && (24, 7) < MODERN_FROM && (18, 16) < MODERN_FROM && (25, 1) >= MODERN_FROM);
+    }
+
+    #[test]
+    fn view_targets_are_found_with_and_without_to() {
+        let create = "CREATE MATERIALIZED VIEW otedama.v TO `otedama`.pool_minute (`minute` DateTime) AS SELECT 1 TO 2";
+        assert_eq!(view_target("otedama", "v", create, ""), "otedama.pool_minute");
+        let own = "CREATE MATERIALIZED VIEW otedama.v (`minute` DateTime) ENGINE = SummingMergeTree AS SELECT ' TO x.y'";
+        assert_eq!(view_target("otedama", "v", own, "00000000-0000-0000-0000-000000000000"), "otedama..inner.v");
+        assert_eq!(view_target("otedama", "v", own, "5f1c-1"), "otedama..inner_id.5f1c-1");
+    }
+
+    #[test]
+    fn a_window_of_nothing_is_no_window() {
+        assert!(remembers("MergeTree ORDER BY a SETTINGS non_replicated_deduplication_window = 100000, index_granularity = 8192"));
+        assert!(!remembers("MergeTree ORDER BY a SETTINGS non_replicated_deduplication_window = 0, index_granularity = 8192"));
+        assert!(!remembers("MergeTree ORDER BY a SETTINGS index_granularity = 8192"));
+        assert!(remembers("ReplicatedMergeTree('/a', 'b') ORDER BY a SETTINGS index_granularity = 8192"));
+        assert!(!remembers("ReplicatedMergeTree('/a', 'b') ORDER BY a SETTINGS replicated_deduplication_window = 0"));
+    }
+
+    #[test]
+    fn columns_may_grow_but_not_change() {
+        assert!(takes("Enum8(\\'bitcoin\\' = 0, \\'other\\' = 1)", schema::COIN_TYPE));
+        assert!(!takes("Enum8(\\'other\\' = 0)", schema::COIN_TYPE));
+        assert!(takes("DateTime(\\'UTC\\')", "DateTime('UTC')") && takes("DateTime", "DateTime('UTC')"));
+        assert!(!takes("DateTime64(6, \\'UTC\\')", "DateTime('UTC')"));
+        assert!(takes("Decimal(38, 0)", "WORK") && takes("UInt128", "WORK") && !takes("Float64", "WORK"));
+        assert!(!takes("UInt32", "UInt64"));
+    }
+}

@@ -1,0 +1,580 @@
+//! The tables as data, and their DDL for three kinds of server: one modern server, a cluster of them, and Debian's 18.16.
+//!
+//! What holds in all three: time is UTC in every function and in the partition key; a segment never crosses a UTC day, so one insert is one part;
+//! `sum(work)` over a roll-up is exact past 2^64. Dimension tables are Replacing tables by key: a record that is shipped twice is still one row under `FINAL`.
+use std::fmt::Write;
+
+/// The server the DDL is for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Flavour {
+    /// One modern server (24.8 or later): deduplication windows, `work` as UInt128.
+    Single,
+    /// A cluster of modern servers of this name: Replicated tables `*_local` per shard, Distributed tables over them, dimension tables in full on every node.
+    Cluster(String),
+    /// ClickHouse before 24.8, such as Debian's 18.16: no deduplication window, no UInt128; roll-ups sum in Decimal(38, 0).
+    Legacy,
+}
+
+/// Insert identities the server remembers per table. At 10 inserts a second (the most that the shipper makes) this is close to three hours of retries.
+pub const DEDUPLICATION_WINDOW: u32 = 100_000;
+
+/// `coin` on the wire and in tables. Append-only.
+pub const COIN_TYPE: &str = "Enum8('bitcoin' = 0)";
+
+/// `status` on the wire and in tables. Append-only; the numbers are those of `ShareStatus`.
+pub const STATUS_TYPE: &str = "Enum8('accepted' = 0, 'stale' = 1, 'duplicate' = 2, 'low_difficulty' = 3, 'bad_time' = 4, 'bad_version' = 5, 'malformed' = 6, 'unauthorized' = 7, 'overload' = 8)";
+
+/// A column that the shipper sends.
+#[derive(Clone, Copy, Debug)]
+pub struct Column {
+    /// Its name, the same on the wire and in the table.
+    pub name: &'static str,
+    /// Its type in the table; `WORK` stands for the flavour's widest integer.
+    pub kind: &'static str,
+    /// Codec on modern servers; empty for the server's default. LZ4 mixes cost least CPU for about 4 % more disk than ZSTD(1).
+    codec: &'static str,
+    /// What it means.
+    pub comment: &'static str,
+}
+
+/// A table that the shipper fills.
+#[derive(Clone, Copy, Debug)]
+pub struct Table {
+    /// Its name in the database.
+    pub name: &'static str,
+    /// The columns of an insert, in order.
+    pub columns: &'static [Column],
+    /// Sorting key of a dimension table.
+    key: &'static str,
+    /// Version column of a dimension table; empty where all rows of a key are equal.
+    version: &'static str,
+    /// What one row is.
+    comment: &'static str,
+}
+
+/// Stands in `Column::kind` for UInt128 in a modern table and for Decimal(38, 0) in a legacy one.
+const WORK: &str = "WORK";
+
+const fn column(name: &'static str, kind: &'static str, comment: &'static str) -> Column {
+    Column { name, kind, codec: "", comment }
+}
+
+const fn coded(name: &'static str, kind: &'static str, codec: &'static str, comment: &'static str) -> Column {
+    Column { name, kind, codec, comment }
+}
+
+/// One row per submit of a subscribed session. The order is that of the Native block in a sealed segment.
+pub const SHARES: Table = Table {
+    name: "shares",
+    columns: &[
+        column("instance", "UInt16", "Number of the server within its pool, 0 to 255"),
+        column("seg", "UInt64", "Sealed segment: directory epoch (32 random bits) << 32 | sequence"),
+        coded("seq", "UInt32", "Delta, LZ4", "Position of the row in its segment; (seg, seq) is unique for ever"),
+        coded("time", "DateTime('UTC')", "Delta, LZ4", "When the bytes of the submit were read, seconds, UTC"),
+        coded("us", "UInt32", "NONE", "Microseconds within the second of time"),
+        column("session", "UInt64", "Stratum session: instance 8 bits, boot epoch 24, counter 32"),
+        column("worker", "UInt64", "First 8 bytes of SHA-256 of (pool, 0, account.worker); 0 when unauthorized"),
+        column("job", "UInt64", "Job: instance 8 bits, boot epoch 24, counter 32; 0 when the job named is unknown"),
+        column("coin", COIN_TYPE, "Coin of the job"),
+        column("status", STATUS_TYPE, "Verdict; only accepted rows are credited"),
+        column("flags", "UInt8", "1 block candidate, 2 late, 4 judged in the grace after a retarget"),
+        column("work", WORK, "Expected hashes it was judged at, exact; credited where accepted"),
+        coded("share_difficulty", "Float32", "NONE", "Difficulty of the hash, for display; 0 where nothing was hashed"),
+        coded("nonce", "UInt32", "NONE", "Header nonce"),
+        coded("ntime", "UInt32", "Delta, LZ4", "Header time, seconds"),
+        coded("version", "UInt32", "T64, LZ4", "Header version as hashed, rolled bits included"),
+        coded("extranonce2", "UInt64", "T64, LZ4", "Extranonce2 as a big-endian number"),
+        coded("latency_us", "UInt32", "T64, LZ4", "Bytes read to append to the log, microseconds"),
+    ],
+    key: "worker, time",
+    version: "",
+    comment: "One row per submit of a subscribed session, accepted or refused",
+};
+
+/// Names of workers.
+pub const WORKERS: Table = Table {
+    name: "workers",
+    columns: &[
+        column("worker", "UInt64", "First 8 bytes of SHA-256 of (pool, 0, account.worker)"),
+        column("name", "String", "account.worker as normalised"),
+        column("account", "String", "The part of the name before its first dot"),
+        column("session", "UInt64", "Session it was authorized on"),
+        column("time", "DateTime('UTC')", "When it was last authorized, seconds, UTC"),
+        column("us", "UInt32", "Microseconds within the second of time"),
+    ],
+    key: "worker",
+    version: "time",
+    comment: "Names of workers; the newest authorization of each under FINAL",
+};
+
+/// Stratum sessions.
+pub const SESSIONS: Table = Table {
+    name: "sessions",
+    columns: &[
+        column("session", "UInt64", "Instance 8 bits, boot epoch 24, counter 32"),
+        column("extranonce1", "UInt32", "Extranonce1 as a big-endian number"),
+        column("extranonce2_bytes", "UInt8", "Bytes of extranonce2"),
+        column("net", "UInt8", "Index of the net stage that serves it"),
+        column("peer", "String", "Peer address"),
+        column("agent", "String", "User agent of mining.subscribe"),
+        column("time", "DateTime('UTC')", "When it subscribed, seconds, UTC"),
+        column("us", "UInt32", "Microseconds within the second of time"),
+    ],
+    key: "session",
+    version: "",
+    comment: "Stratum sessions",
+};
+
+/// Jobs, with what is needed to hash their shares again.
+pub const JOBS: Table = Table {
+    name: "jobs",
+    columns: &[
+        column("job", "UInt64", "Instance 8 bits, boot epoch 24, counter 32; stands in the coinbase"),
+        column("wire_id", "UInt32", "Job id as Stratum V1 sends it, a number"),
+        column("coin", COIN_TYPE, "Coin it mines"),
+        column("height", "UInt32", "Height of the block it would make"),
+        column("prev_hash", "String", "Previous block hash, hex as explorers show it"),
+        column("version", "UInt32", "Header version before rolled bits"),
+        column("nbits", "UInt32", "Compact network target"),
+        column("ntime", "UInt32", "Template time, seconds"),
+        column("ntime_min", "UInt32", "Smallest header time allowed, seconds"),
+        column("coinbase_prefix", "String", "Coinbase before extranonce1, hex"),
+        column("coinbase_suffix", "String", "Coinbase after extranonce2, hex"),
+        column("branch", "String", "Merkle siblings of the coinbase, leaf to root, internal byte order, hex, 64 digits each"),
+        column("extranonce2_bytes", "UInt8", "Bytes of extranonce2"),
+        column("network_target", "String", "Network target, hex as explorers show hashes"),
+        column("clean", "UInt8", "1 for the first job on a new parent"),
+        column("time", "DateTime('UTC')", "When the template arrived, seconds, UTC"),
+        column("us", "UInt32", "Microseconds within the second of time"),
+        column("ended", "DateTime('UTC')", "When it ended, seconds, UTC; 1970-01-01 while it is live"),
+        column("ended_us", "UInt32", "Microseconds within the second of ended"),
+    ],
+    key: "job",
+    version: "ended",
+    comment: "Jobs; once a job has ended the row that says so wins under FINAL",
+};
+
+/// Block candidates and what became of them.
+pub const BLOCKS: Table = Table {
+    name: "blocks",
+    columns: &[
+        column("job", "UInt64", "Job it solves"),
+        column("hash", "String", "Block hash, hex as explorers show it"),
+        column("height", "UInt32", "Height"),
+        column("worker", "UInt64", "Worker that found it"),
+        column("session", "UInt64", "Session that found it"),
+        column("status", "Enum8('found' = 0, 'accepted' = 1, 'superseded' = 2, 'rejected' = 3)", "What became of it"),
+        column("reason", "String", "Why it was refused, in the node's words"),
+        column("time", "DateTime('UTC')", "When its share was read, seconds, UTC"),
+        column("us", "UInt32", "Microseconds within the second of time"),
+        column("log_offset", "UInt64", "Place of the record in the dimension log: the newest of a block wins under FINAL"),
+    ],
+    key: "job, hash",
+    version: "log_offset",
+    comment: "Block candidates; the last known state of each under FINAL",
+};
+
+/// Boots of the server.
+pub const RUNS: Table = Table {
+    name: "runs",
+    columns: &[
+        column("run", "UInt32", "Instance 8 bits, boot epoch 24: the upper half of the run's sessions and jobs"),
+        column("instance", "UInt16", "Number of the server within its pool"),
+        column("epoch", "UInt32", "Boot epoch, 24 random bits"),
+        column("pool", "String", "Name of the pool"),
+        column("build", "String", "Version and commit of the binary"),
+        column("kernel", "String", "Hashing kernel chosen at boot"),
+        column("driver", "String", "Network driver chosen at boot"),
+        column("tier", "String", "Acknowledgement tier: memory, process or disk"),
+        column("time", "DateTime('UTC')", "When it started, seconds, UTC"),
+        column("us", "UInt32", "Microseconds within the second of time"),
+    ],
+    key: "run",
+    version: "",
+    comment: "Boots of the server",
+};
+
+/// Sealed segments that the server has acknowledged, as the log counts them.
+pub const SEGMENTS: Table = Table {
+    name: "segments",
+    columns: &[
+        column("instance", "UInt16", "Number of the server within its pool"),
+        column("seg", "UInt64", "Directory epoch << 32 | sequence"),
+        column("name", "String", "File name without its ending"),
+        column("rows", "UInt32", "Rows in the segment"),
+        column("accepted", "UInt32", "Rows with status accepted"),
+        column("work", WORK, "Sum of work over all of its rows"),
+        column("work_credited", WORK, "Sum of work over its accepted rows"),
+        column("native_bytes", "UInt64", "Bytes of the Native block"),
+        column("content_hash", "String", "Hash of the Native block, hex"),
+        column("time", "DateTime('UTC')", "Arrival of its first row, seconds, UTC"),
+        column("last_time", "DateTime('UTC')", "Arrival of its last row, seconds, UTC"),
+    ],
+    key: "instance, seg",
+    version: "",
+    comment: "Segments that the server has acknowledged, as the log counts them",
+};
+
+/// Every table that the shipper inserts into.
+pub const TABLES: [&Table; 7] = [&SHARES, &WORKERS, &SESSIONS, &JOBS, &BLOCKS, &RUNS, &SEGMENTS];
+
+/// A roll-up: a Summing table and the view on `shares` that fills it.
+#[derive(Clone, Copy, Debug)]
+pub struct RollUp {
+    /// Name of the Summing table; its view is called `NAME_view`.
+    pub name: &'static str,
+    /// Key columns: name, type, expression over `shares`, comment.
+    key: &'static [(&'static str, &'static str, &'static str, &'static str)],
+    /// Summed columns: name, type, expression, comment.
+    sums: &'static [(&'static str, &'static str, &'static str, &'static str)],
+    comment: &'static str,
+}
+
+const MINUTE: (&str, &str, &str, &str) = ("minute", "DateTime('UTC')", "toStartOfMinute(time, 'UTC')", "Start of the minute, UTC");
+const HOUR: (&str, &str, &str, &str) = ("hour", "DateTime('UTC')", "toStartOfHour(time, 'UTC')", "Start of the hour, UTC");
+const WORKER: (&str, &str, &str, &str) = ("worker", "UInt64", "worker", "Worker; its name stands in workers");
+const COIN: (&str, &str, &str, &str) = ("coin", COIN_TYPE, "coin", "Coin");
+const STATUS: (&str, &str, &str, &str) = ("status", STATUS_TYPE, "status", "Verdict");
+const COUNT: (&str, &str, &str, &str) = ("shares", "UInt64", "count()", "Rows; take sum(shares), rows of a key merge later");
+const WORK_SUM: (&str, &str, &str, &str) = ("work", WORK, WORK, "Expected hashes; sum(work) is exact past 2^64");
+
+/// The roll-ups. Latency quantiles are left out: a digest costs the insert 63 % more CPU, and the stats endpoint has them.
+pub const ROLL_UPS: [RollUp; 3] = [
+    RollUp {
+        name: "worker_minute",
+        key: &[WORKER, MINUTE, COIN, STATUS],
+        sums: &[COUNT, WORK_SUM],
+        comment: "Shares and work by worker and minute",
+    },
+    RollUp {
+        name: "worker_hour",
+        key: &[WORKER, HOUR, COIN, STATUS],
+        sums: &[COUNT, WORK_SUM],
+        comment: "Shares and work by worker and hour",
+    },
+    RollUp {
+        name: "pool_minute",
+        key: &[MINUTE, COIN, STATUS],
+        sums: &[
+            COUNT,
+            WORK_SUM,
+            ("block_candidates", "UInt64", "sum(bitAnd(flags, 1))", "Rows flagged as block candidates"),
+            ("latency_us_sum", "UInt64", "sum(latency_us)", "Sum of latency_us; divide by sum(shares) for the mean"),
+        ],
+        comment: "Shares and work of the pool by minute",
+    },
+];
+
+impl Table {
+    /// `(a, b, c)`: the column list of an insert. It is always sent, so that columns a user adds by ALTER take their defaults.
+    pub fn column_list(&self) -> String {
+        let names: Vec<_> = self.columns.iter().map(|column| column.name).collect();
+        format!("({})", names.join(", "))
+    }
+}
+
+/// Backtick-quotes an identifier.
+pub(crate) fn identifier(name: &str) -> String {
+    format!("`{}`", name.replace('\\', "\\\\").replace('`', "\\`"))
+}
+
+/// Quotes a string literal.
+pub(crate) fn literal(text: &str) -> String {
+    format!("'{}'", text.replace('\\', "\\\\").replace('\'', "\\'"))
+}
+
+/// The statements that make database and tables, each `IF NOT EXISTS` and without a closing semicolon, in the order to run them.
+pub fn ddl(flavour: &Flavour, database: &str) -> Vec<String> {
+    let scheme = Scheme { flavour, database };
+    let mut statements = vec![format!("CREATE DATABASE IF NOT EXISTS {}{}", identifier(database), scheme.on_cluster())];
+    statements.extend(scheme.shares());
+    for table in &TABLES[1..] {
+        statements.push(scheme.dimension(table));
+    }
+    for roll_up in &ROLL_UPS {
+        statements.extend(scheme.roll_up(roll_up));
+    }
+    statements.push(scheme.shares_named());
+    statements
+}
+
+/// The statements as one script for `clickhouse-client -mn`, with the remarks a reader of the schema wants first.
+pub fn script(flavour: &Flavour, database: &str) -> String {
+    let mut script = String::new();
+    script.push_str(match flavour {
+        Flavour::Single => "-- One modern server (24.8 or later). shares.work is UInt128: a bare sum(work) is exact.\n",
+        Flavour::Cluster(_) => {
+            "-- A cluster of modern servers with the macros {shard} and {replica}. Point the pool at one node of a shard: it inserts into the *_local tables of that shard.\n"
+        }
+        Flavour::Legacy => {
+            "-- ClickHouse before 24.8. shares.work is UInt64, as 18.16 has no wider integer, and sum(work) over shares wraps after 18 s of 1 EH/s: sum the roll-ups or\n\
+             -- shares_named (Decimal(38, 0)), or write sum(toDecimal128(work, 0)). Such servers have no insert tokens: at least once, and `otedama reconcile` tells.\n"
+        }
+    });
+    for statement in ddl(flavour, database) {
+        // Infallible: writing to a String.
+        let _ = writeln!(script, "{statement};\n");
+    }
+    script
+}
+
+struct Scheme<'a> {
+    flavour: &'a Flavour,
+    database: &'a str,
+}
+
+impl Scheme<'_> {
+    fn legacy(&self) -> bool {
+        *self.flavour == Flavour::Legacy
+    }
+
+    fn on_cluster(&self) -> String {
+        match self.flavour {
+            Flavour::Cluster(name) => format!(" ON CLUSTER {}", identifier(name)),
+            Flavour::Single | Flavour::Legacy => String::new(),
+        }
+    }
+
+    fn table(&self, name: &str) -> String {
+        format!("{}.{}", identifier(self.database), identifier(name))
+    }
+
+    /// The table that inserts and views write: the local one of the shard in a cluster.
+    fn local(&self, name: &str) -> String {
+        match self.flavour {
+            Flavour::Cluster(_) => self.table(&format!("{name}_local")),
+            Flavour::Single | Flavour::Legacy => self.table(name),
+        }
+    }
+
+    fn wide(&self) -> &'static str {
+        if self.legacy() { "Decimal(38, 0)" } else { "UInt128" }
+    }
+
+    /// Engine with its arguments: `kind` is "", "Summing" or "Replacing". `per_shard` tables have a path of their own on every shard; the others are one table, whole on every node.
+    fn engine(&self, kind: &str, arguments: &str, name: &str, per_shard: bool) -> String {
+        match self.flavour {
+            Flavour::Single | Flavour::Legacy => format!("{kind}MergeTree({arguments})"),
+            Flavour::Cluster(_) => {
+                let place = if per_shard {
+                    format!("'/clickhouse/tables/{{shard}}/{}/{name}', '{{replica}}'", self.database)
+                } else {
+                    format!("'/clickhouse/tables/all/{}/{name}', '{{shard}}-{{replica}}'", self.database)
+                };
+                let comma = if arguments.is_empty() { "" } else { ", " };
+                format!("Replicated{kind}MergeTree({place}{comma}{arguments})")
+            }
+        }
+    }
+
+    /// The window in which a repeated insert is recognised; it must stand on the base table and on every view target, else a retry doubles the roll-up.
+    fn window(&self) -> String {
+        match self.flavour {
+            Flavour::Single => format!("\nSETTINGS non_replicated_deduplication_window = {DEDUPLICATION_WINDOW}"),
+            Flavour::Cluster(_) => {
+                format!(
+                    "\nSETTINGS replicated_deduplication_window = {DEDUPLICATION_WINDOW}, replicated_deduplication_window_seconds = 604800"
+                )
+            }
+            Flavour::Legacy => String::new(),
+        }
+    }
+
+    fn table_comment(&self, comment: &str) -> String {
+        // 18.16 has comments on columns but none on tables.
+        if self.legacy() { String::new() } else { format!("\nCOMMENT {}", literal(comment)) }
+    }
+
+    /// `AS` the local table behind Distributed: same columns, comments and codecs.
+    fn distributed(&self, name: &str, sharding: &str, comment: &str) -> Option<String> {
+        let Flavour::Cluster(cluster) = self.flavour else { return None };
+        Some(format!(
+            "CREATE TABLE IF NOT EXISTS {}{} AS {}\nENGINE = Distributed({}, {}, {}, {sharding}){}",
+            self.table(name),
+            self.on_cluster(),
+            self.local(name),
+            literal(cluster),
+            literal(self.database),
+            literal(&format!("{name}_local")),
+            self.table_comment(comment)
+        ))
+    }
+
+    fn column_line(&self, name: &str, kind: &str, codec: &str, comment: &str) -> String {
+        let kind = if kind == WORK { self.wide() } else { kind };
+        // 18.16 knows no codecs on columns; both know `name type COMMENT 'text'`, modern servers with the codec behind the comment.
+        let codec = if codec.is_empty() || self.legacy() { String::new() } else { format!(" CODEC({codec})") };
+        format!("    {} {kind} COMMENT {}{codec}", identifier(name), literal(comment))
+    }
+
+    fn shares(&self) -> Vec<String> {
+        let mut lines: Vec<_> = SHARES
+            .columns
+            .iter()
+            .map(|column| {
+                // The wire has UInt64. Modern servers widen a Native column on its way in; 18.16 refuses (code 368), so its table keeps the wire type.
+                if column.kind == WORK && self.legacy() {
+                    self.column_line(
+                        column.name,
+                        "UInt64",
+                        "",
+                        "Expected hashes it was judged at, exact; credited where accepted. sum(work) wraps here: take sum(toDecimal128(work, 0)), a roll-up or shares_named",
+                    )
+                } else {
+                    self.column_line(column.name, column.kind, column.codec, column.comment)
+                }
+            })
+            .collect();
+        if !self.legacy() {
+            lines.push(
+                "    `ts` DateTime64(6, 'UTC') ALIAS toDateTime64(time, 6, 'UTC') + toIntervalMicrosecond(us) COMMENT 'time and us in one'"
+                    .to_owned(),
+            );
+        }
+        let mut statements = vec![format!(
+            "CREATE TABLE IF NOT EXISTS {}{}\n(\n{}\n)\nENGINE = {}\nPARTITION BY toYYYYMMDD(time, 'UTC')\nORDER BY ({}){}{}",
+            self.local(SHARES.name),
+            self.on_cluster(),
+            lines.join(",\n"),
+            self.engine("", "", SHARES.name, true),
+            SHARES.key,
+            self.window(),
+            self.table_comment(SHARES.comment)
+        )];
+        statements.extend(self.distributed(SHARES.name, "cityHash64(worker)", SHARES.comment));
+        statements
+    }
+
+    fn dimension(&self, table: &Table) -> String {
+        let lines: Vec<_> =
+            table.columns.iter().map(|column| self.column_line(column.name, column.kind, column.codec, column.comment)).collect();
+        format!(
+            "CREATE TABLE IF NOT EXISTS {}{}\n(\n{}\n)\nENGINE = {}\nORDER BY ({}){}",
+            self.table(table.name),
+            self.on_cluster(),
+            lines.join(",\n"),
+            self.engine("Replacing", table.version, table.name, false),
+            table.key,
+            self.table_comment(table.comment)
+        )
+    }
+
+    fn roll_up(&self, roll_up: &RollUp) -> Vec<String> {
+        let columns = || roll_up.key.iter().chain(roll_up.sums);
+        let lines: Vec<_> = columns().map(|(name, kind, _, comment)| self.column_line(name, kind, "", comment)).collect();
+        let keys: Vec<_> = roll_up.key.iter().map(|(name, ..)| *name).collect();
+        let sums: Vec<_> = roll_up.sums.iter().map(|(name, ..)| *name).collect();
+        let (time, ..) = roll_up.key.iter().find(|(_, kind, ..)| kind.starts_with("DateTime")).copied().unwrap_or(MINUTE);
+        let work = if self.legacy() { "sum(toDecimal128(work, 0))" } else { "sum(work)" };
+        let selected: Vec<_> = columns()
+            .map(|(name, _, expression, _)| {
+                let expression = if *expression == WORK { work } else { expression };
+                // An alias equal to the column it is made of would shadow it in the query.
+                if expression == *name { (*name).to_owned() } else { format!("{expression} AS {name}") }
+            })
+            .collect();
+        let mut statements = vec![format!(
+            "CREATE TABLE IF NOT EXISTS {}{}\n(\n{}\n)\nENGINE = {}\nPARTITION BY toYYYYMM({time}, 'UTC')\nORDER BY ({}){}{}",
+            self.local(roll_up.name),
+            self.on_cluster(),
+            lines.join(",\n"),
+            self.engine("Summing", &format!("({})", sums.join(", ")), roll_up.name, true),
+            keys.join(", "),
+            self.window(),
+            self.table_comment(roll_up.comment)
+        )];
+        statements.push(format!(
+            "CREATE MATERIALIZED VIEW IF NOT EXISTS {}{} TO {} AS\nSELECT {}\nFROM {}\nGROUP BY {}",
+            self.table(&format!("{}_view", roll_up.name)),
+            self.on_cluster(),
+            self.local(roll_up.name),
+            selected.join(", "),
+            self.local(SHARES.name),
+            keys.join(", ")
+        ));
+        let sharding = if keys.contains(&"worker") { "cityHash64(worker)" } else { "rand()" };
+        statements.extend(self.distributed(roll_up.name, sharding, roll_up.comment));
+        statements
+    }
+
+    /// Shares with the worker's name, and `work` in a type whose sum cannot wrap in any flavour.
+    fn shares_named(&self) -> String {
+        let columns: Vec<_> = SHARES
+            .columns
+            .iter()
+            .map(|column| match (column.kind, self.legacy()) {
+                (WORK, true) => "toDecimal128(work, 0) AS work".to_owned(),
+                _ => column.name.to_owned(),
+            })
+            .collect();
+        format!(
+            "CREATE VIEW IF NOT EXISTS {}{} AS\nSELECT {}, worker_name, account\nFROM {}\nANY LEFT JOIN\n(\n    SELECT worker, any(name) AS worker_name, any(account) AS account\n    FROM {}\n    GROUP BY worker\n) AS named USING (worker)",
+            self.table("shares_named"),
+            self.on_cluster(),
+            columns.join(", "),
+            self.table(SHARES.name),
+            self.table(WORKERS.name)
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use otedama_primitives::{Coin, ShareStatus};
+
+    fn all() -> [Flavour; 3] {
+        [Flavour::Single, Flavour::Cluster("farm".into()), Flavour::Legacy]
+    }
+
+    #[test]
+    fn enum_types_carry_the_numbers_of_the_log() {
+        let values: Vec<_> = ShareStatus::ALL.iter().map(|status| format!("'{}' = {}", status.label(), *status as u8)).collect();
+        assert_eq!(STATUS_TYPE, format!("Enum8({})", values.join(", ")));
+        assert_eq!(COIN_TYPE, format!("Enum8('{}' = {})", Coin::Bitcoin.label(), Coin::Bitcoin as u8));
+    }
+
+    #[test]
+    fn every_time_function_and_partition_names_utc() {
+        for flavour in all() {
+            for statement in ddl(&flavour, "otedama") {
+                for function in ["toYYYYMMDD(", "toYYYYMM(", "toStartOfMinute(", "toStartOfHour(", "toDateTime64("] {
+                    for (start, _) in statement.match_indices(function) {
+                        let call = &statement[start..start + statement[start..].find(')').expect("closed")];
+                        assert!(call.ends_with("'UTC'"), "{call} in {statement}");
+                    }
+                }
+                assert!(!statement.contains(" DateTime "), "a DateTime without its zone in {statement}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_column_of_every_table_is_commented() {
+        for flavour in all() {
+            for statement in ddl(&flavour, "otedama").iter().filter(|statement| statement.contains("\n(\n    `")) {
+                for line in statement.lines().filter(|line| line.starts_with("    `")) {
+                    assert!(line.contains(" COMMENT '"), "{line}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn windows_stand_on_the_base_table_and_on_every_view_target() {
+        for (flavour, setting) in [
+            (Flavour::Single, " non_replicated_deduplication_window = 100000"),
+            (Flavour::Cluster("c".into()), " replicated_deduplication_window = 100000"),
+        ] {
+            let with_window = ddl(&flavour, "otedama").iter().filter(|statement| statement.contains(setting)).count();
+            assert_eq!(with_window, 1 + ROLL_UPS.len(), "{flavour:?}");
+        }
+        assert!(!script(&Flavour::Legacy, "otedama").contains("deduplication_window"));
+    }
+
+    #[test]
+    fn names_and_texts_cannot_end_their_quotes() {
+        assert_eq!(identifier("a`b\\"), "`a\\`b\\\\`");
+        assert_eq!(literal("it's \\"), "'it\\'s \\\\'");
+    }
+}

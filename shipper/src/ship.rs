@@ -1,0 +1,567 @@
+//! The follower of the log: dimension records, then segments, then the cursor.
+use crate::ShipperSettings;
+use crate::dimension::{DimensionRows, RecentJobs, RowWriter, date_time};
+use crate::probe::{Method, Server, probe};
+use crate::schema::{JOBS, SEGMENTS, SHARES, identifier, literal};
+use crate::sink::{Body, HttpSink, Remedy, Sink, SinkError};
+use crate::state::{ShipperState, StateKind};
+use bytes::Bytes;
+use otedama_sharelog::store::{Cursor, CursorPosition, SegmentStore};
+use otedama_sharelog::{DimensionReader, LogError, SegmentMeta, segment_name};
+use std::collections::VecDeque;
+use std::hash::{BuildHasher, RandomState};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+/// Most inserts in flight, whatever the config says.
+const IN_FLIGHT_MAX: usize = 8;
+/// Dimension text sent in one insert at the most, about.
+const DIMENSION_BYTES: usize = 8 << 20;
+/// Metas read ahead when there is much to catch up with.
+const AHEAD_MAX: usize = 4096;
+
+/// How fast the shipper goes and how long it waits.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Pace {
+    /// Wait after the first failure; it doubles with each further one.
+    pub wait_first: Duration,
+    /// Longest wait after a failure, and the wait while somebody has something to mend.
+    pub wait_longest: Duration,
+    /// How often to look for a new segment.
+    pub look_every: Duration,
+    /// Most inserts a second into `shares`: every insert is a part that the server has to merge.
+    pub inserts_per_s: u32,
+    /// How long `run` may go on after `stop` to ship what is sealed.
+    pub drain: Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self {
+            wait_first: Duration::from_millis(50),
+            wait_longest: Duration::from_secs(30),
+            look_every: Duration::from_millis(100),
+            inserts_per_s: 10,
+            drain: Duration::from_secs(5),
+        }
+    }
+}
+
+/// Ships the segments of one folder to one server.
+pub struct Shipper<S: Sink = HttpSink> {
+    link: Arc<Link<S>>,
+    store: Arc<SegmentStore>,
+    dir: PathBuf,
+    cursor: Arc<Cursor>,
+    position: CursorPosition,
+    state: Arc<ShipperState>,
+    jobs: RecentJobs,
+    pending: VecDeque<Pending>,
+    lookout: Lookout,
+    dimensions_looked: Option<Instant>,
+    slot: Instant,
+}
+
+/// What requests need, shared with those in flight.
+struct Link<S> {
+    sink: S,
+    settings: ShipperSettings,
+}
+
+/// A segment on its way.
+#[derive(Clone)]
+struct Pending {
+    meta: Arc<SegmentMeta>,
+    /// The server has it.
+    acknowledged: bool,
+    /// An earlier try may have committed it on a server without tokens: look before sending again.
+    doubtful: bool,
+    /// Code of the last refusal.
+    refused_with: u32,
+}
+
+/// When to list the folder again.
+#[derive(Default)]
+struct Lookout {
+    /// The newest segment seen: the next one's name is known, so one stat tells.
+    newest: Option<u64>,
+    listed: Option<Instant>,
+    listing_took: Duration,
+}
+
+enum Work {
+    /// Something was shipped.
+    Shipped,
+    /// There is nothing to ship.
+    Nothing,
+}
+
+impl Shipper<HttpSink> {
+    /// A shipper over HTTP for the log in `dir`. Registers its cursor, so that retention waits for it.
+    ///
+    /// # Errors
+    /// When the folder cannot be read or its cursor not be written.
+    pub fn new(settings: ShipperSettings, store: SegmentStore, state: Arc<ShipperState>) -> Result<Self, LogError> {
+        let sink = settings.sink();
+        Self::with_sink(settings, sink, store, state)
+    }
+}
+
+impl<S: Sink> Shipper<S> {
+    /// As `new`, with a transport of your own.
+    ///
+    /// # Errors
+    /// When the folder cannot be read or its cursor not be written.
+    pub fn with_sink(settings: ShipperSettings, sink: S, store: SegmentStore, state: Arc<ShipperState>) -> Result<Self, LogError> {
+        let dir = store.dir().to_path_buf();
+        let cursor = Cursor::open(&dir, "shipper")?;
+        let position = cursor.load()?;
+        Ok(Self {
+            link: Arc::new(Link { sink, settings }),
+            store: Arc::new(store),
+            dir,
+            cursor: Arc::new(cursor),
+            position,
+            state,
+            jobs: RecentJobs::default(),
+            pending: VecDeque::new(),
+            lookout: Lookout::default(),
+            dimensions_looked: None,
+            slot: Instant::now(),
+        })
+    }
+
+    /// Ships until `stop` turns true (or its sender is gone), then what is still sealed by then, for at most `Pace::drain`. Never fails: what goes wrong stands in the state.
+    /// Needs a tokio runtime with time and I/O; reads the disk on its blocking threads.
+    pub async fn run(mut self, stop: watch::Receiver<bool>) {
+        let drain = self.link.settings.pace.drain;
+        let mut watched = stop.clone();
+        let deadline = async move {
+            // An error means that the sender is gone: stop too.
+            let _ = watched.wait_for(|stopped| *stopped).await;
+            tokio::time::sleep(drain).await;
+        };
+        tokio::select! {
+            () = self.work(stop) => {}
+            () = deadline => {}
+        }
+    }
+
+    async fn work(&mut self, mut stop: watch::Receiver<bool>) {
+        let mut server = None;
+        let mut wait = self.link.settings.pace.wait_first;
+        let random = RandomState::new();
+        let mut failures = 0u64;
+        // The first segments after a start may have been sent by the process before.
+        let mut in_doubt = true;
+        loop {
+            let stopping = is_stopped(&stop);
+            match self.cycle(&mut server, &mut in_doubt, stopping).await {
+                Ok(work) => {
+                    wait = self.link.settings.pace.wait_first;
+                    let method = server.as_ref().map_or(Method::Tokens, |server: &Server| server.method);
+                    self.state.set(if method == Method::Tokens { StateKind::Ok } else { StateKind::Legacy }, "");
+                    if matches!(work, Work::Nothing) {
+                        if stopping {
+                            return;
+                        }
+                        pause(self.link.settings.pace.look_every, &mut stop).await;
+                    }
+                }
+                Err((error, remedy)) => {
+                    failures += 1;
+                    self.state.retries.fetch_add(1, Ordering::Relaxed);
+                    let kind = if remedy == Remedy::Alarm { StateKind::Refusing } else { StateKind::Retrying };
+                    self.state.set(kind, &error.to_string());
+                    // The server may come back as another one: with tables gone, or upgraded.
+                    server = None;
+                    let longest = self.link.settings.pace.wait_longest;
+                    let full = if remedy == Remedy::Alarm { longest } else { wait.min(longest) };
+                    wait = (wait * 2).min(longest);
+                    // Jitter: half to all of it, so that many pools do not come back in step.
+                    let full_us = u64::try_from(full.as_micros()).unwrap_or(u64::MAX).max(2);
+                    let jitter_us = random.hash_one(failures) % (full_us / 2 + 1);
+                    pause(Duration::from_micros(full_us / 2 + jitter_us), &mut stop).await;
+                }
+            }
+        }
+    }
+
+    /// One step: probe if needed, find segments, ship their dimension records, ship them, move the cursor.
+    async fn cycle(&mut self, server: &mut Option<Server>, in_doubt: &mut bool, stopping: bool) -> Result<Work, (SinkError, Remedy)> {
+        let plain = |error: SinkError| {
+            let remedy = error.remedy(false);
+            (error, remedy)
+        };
+        if server.is_none() {
+            let found = probe(&self.link.sink, &self.link.settings).await.map_err(plain)?;
+            self.state.set_version(&found.version);
+            *server = Some(found);
+        }
+        let Some(server) = server.as_ref() else { return Ok(Work::Nothing) };
+        self.look(stopping).await.map_err(|error| (log_problem(&self.dir, &error), Remedy::Alarm))?;
+        let in_flight = match server.method {
+            Method::Tokens => self.link.settings.inserts_in_flight.clamp(1, IN_FLIGHT_MAX),
+            Method::QueryIds => 1,
+        };
+        let Some(dimensions_end) = self.pending.iter().take(in_flight).map(|pending| pending.meta.dimensions_end).max() else {
+            return self.ship_late_dimensions(stopping).await;
+        };
+        self.ship_dimensions(Some(dimensions_end)).await?;
+        if *in_doubt {
+            *in_doubt = false;
+            for pending in self.pending.iter_mut().take(IN_FLIGHT_MAX) {
+                pending.doubtful = true;
+            }
+        }
+        self.ship_segments(server, in_flight, stopping).await?;
+        Ok(Work::Shipped)
+    }
+
+    /// Fills `pending` when it is empty and there may be something new.
+    async fn look(&mut self, now: bool) -> Result<(), LogError> {
+        if !self.pending.is_empty() {
+            return Ok(());
+        }
+        let next_is_there = self.lookout.newest.is_some_and(|seg| {
+            // Ends with the sequence: a folder that has used up 2^32 segments has other worries.
+            self.dir.join(format!("{}.native", segment_name(seg.wrapping_add(1)))).exists()
+        });
+        let interval = match self.lookout.newest {
+            // The next name may never come: a folder can get a second epoch.
+            Some(_) => Duration::from_secs(5),
+            None => Duration::from_millis(100),
+        };
+        // A folder of many files is not listed without end: a twentieth of the time at the most.
+        let due = self.lookout.listed.is_none_or(|listed| listed.elapsed() >= interval.max(self.lookout.listing_took * 20));
+        if !(next_is_there || due || now) {
+            return Ok(());
+        }
+        let started = Instant::now();
+        let (store, after) = (Arc::clone(&self.store), self.position.segment);
+        let metas = blocking(move || store.segments_after(after)).await?;
+        self.lookout.listed = Some(Instant::now());
+        self.lookout.listing_took = started.elapsed();
+        if let Some(last) = metas.last() {
+            self.lookout.newest = Some(last.seg);
+        }
+        self.pending = metas
+            .into_iter()
+            .take(AHEAD_MAX)
+            .map(|meta| Pending { meta: Arc::new(meta), acknowledged: false, doubtful: false, refused_with: 0 })
+            .collect();
+        Ok(())
+    }
+
+    /// Records behind the last segment: what became of a block, ends of jobs.
+    async fn ship_late_dimensions(&mut self, now: bool) -> Result<Work, (SinkError, Remedy)> {
+        let due = self.dimensions_looked.is_none_or(|looked| looked.elapsed() >= Duration::from_secs(1));
+        if !due && !now {
+            return Ok(Work::Nothing);
+        }
+        self.dimensions_looked = Some(Instant::now());
+        self.ship_dimensions(None).await?;
+        Ok(Work::Nothing)
+    }
+
+    /// Ships dimension records up to `end`, or all there are.
+    async fn ship_dimensions(&mut self, end: Option<u64>) -> Result<(), (SinkError, Remedy)> {
+        loop {
+            if end.is_some_and(|end| self.position.dimensions >= end) {
+                return Ok(());
+            }
+            let (dir, from) = (self.dir.clone(), self.position.dimensions);
+            let mut jobs = std::mem::take(&mut self.jobs);
+            let read = blocking(move || Ok((read_dimensions(&dir, from, end, &mut jobs), jobs))).await;
+            let (read, jobs) = read.map_err(|error| (log_problem(&self.dir, &error), Remedy::Alarm))?;
+            self.jobs = jobs;
+            let (rows, offset) = read.map_err(|error| (log_problem(&self.dir, &error), Remedy::Alarm))?;
+            if rows.is_empty() {
+                // The rest, if any, is not whole yet or of a kind that has no table.
+                self.position.dimensions = offset;
+                return Ok(());
+            }
+            let database = &self.link.settings.database;
+            let (parts, ends) = rows.into_parts();
+            for (table, text) in parts {
+                let sql = insert_sql(database, table.name, &table.column_list(), "TabSeparated");
+                self.link.insert(&sql, None, Body::Memory(Bytes::from(text))).await.map_err(refused)?;
+            }
+            for (job, us) in ends {
+                self.link.sink.query(&job_end_sql(database, job.0, us)).await.map_err(refused)?;
+            }
+            self.position.dimensions = offset;
+            self.store_cursor().await?;
+        }
+    }
+
+    /// Ships up to `in_flight` segments at once and moves the cursor over those that are done, in order.
+    async fn ship_segments(&mut self, server: &Server, in_flight: usize, stopping: bool) -> Result<(), (SinkError, Remedy)> {
+        let mut tasks = JoinSet::new();
+        for (index, pending) in self.pending.iter().take(in_flight).enumerate().filter(|(_, pending)| !pending.acknowledged) {
+            let now = Instant::now();
+            let gap = Duration::from_secs(1) / self.link.settings.pace.inserts_per_s.max(1);
+            if self.slot > now && !stopping {
+                tokio::time::sleep(self.slot - now).await;
+            }
+            self.slot = self.slot.max(now) + gap;
+            let (link, server, pending) = (Arc::clone(&self.link), server.clone(), pending.clone());
+            let path = self.store.native_path(&pending.meta);
+            tasks.spawn(async move { (index, link.ship_segment(&server, &pending, path).await) });
+        }
+        let mut first_error = None;
+        while let Some(joined) = tasks.join_next().await {
+            // A task that panicked or was cancelled says nothing: its segment stays pending.
+            let Ok((index, outcome)) = joined else { continue };
+            let Some(pending) = self.pending.get_mut(index) else { continue };
+            match outcome {
+                Ok(copies) => {
+                    pending.acknowledged = true;
+                    if copies == Copies::TooMany {
+                        self.state.findings.fetch_add(1, Ordering::Relaxed);
+                    }
+                    self.state.segments_shipped.fetch_add(1, Ordering::Relaxed);
+                    self.state.rows_shipped.fetch_add(u64::from(pending.meta.rows), Ordering::Relaxed);
+                    self.state.bytes_shipped.fetch_add(pending.meta.native_bytes, Ordering::Relaxed);
+                }
+                Err(error) => {
+                    let repeated = matches!(&error, SinkError::Refused { code, .. } if *code == pending.refused_with);
+                    pending.refused_with = if let SinkError::Refused { code, .. } = &error { *code } else { 0 };
+                    pending.doubtful |= error.may_have_happened();
+                    if matches!(error, SinkError::Partial { .. }) {
+                        self.state.findings.fetch_add(1, Ordering::Relaxed);
+                    }
+                    let remedy = error.remedy(repeated);
+                    first_error.get_or_insert((error, remedy));
+                }
+            }
+        }
+        let done = self.pending.iter().take_while(|pending| pending.acknowledged).count();
+        if done > 0 {
+            let metas: Vec<_> = self.pending.iter().take(done).map(|pending| Arc::clone(&pending.meta)).collect();
+            let sql = insert_sql(&self.link.settings.database, SEGMENTS.name, &SEGMENTS.column_list(), "TabSeparated");
+            self.link.insert(&sql, None, Body::Memory(Bytes::from(segment_rows(&metas)))).await.map_err(refused)?;
+            if let Some(last) = metas.last() {
+                self.position.segment = last.sequence();
+                self.store_cursor().await?;
+            }
+            self.pending.drain(..done);
+        }
+        first_error.map_or(Ok(()), Err)
+    }
+
+    async fn store_cursor(&self) -> Result<(), (SinkError, Remedy)> {
+        let (cursor, position) = (Arc::clone(&self.cursor), self.position);
+        // A full disk: shipping goes on repeating until the cursor can be written, which the token makes harmless.
+        blocking(move || cursor.store(position)).await.map_err(|error| (log_problem(&self.dir, &error), Remedy::Retry))
+    }
+}
+
+fn is_stopped(stop: &watch::Receiver<bool>) -> bool {
+    *stop.borrow() || stop.has_changed().is_err()
+}
+
+/// Sleeps, or less when `stop` changes meanwhile.
+async fn pause(time: Duration, stop: &mut watch::Receiver<bool>) {
+    if is_stopped(stop) {
+        tokio::time::sleep(time).await;
+        return;
+    }
+    tokio::select! {
+        () = tokio::time::sleep(time) => {}
+        _ = stop.changed() => {}
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, LogError> + Send + 'static) -> Result<T, LogError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(LogError::Io {
+            operation: "read the share log on a blocking thread in",
+            path: PathBuf::from("."),
+            source: std::io::Error::other(error),
+        }),
+    }
+}
+
+fn log_problem(dir: &std::path::Path, error: &LogError) -> SinkError {
+    SinkError::Damaged { path: dir.to_path_buf(), text: error.to_string() }
+}
+
+/// The remedy for what a dimension insert or a count was refused with.
+fn refused(error: SinkError) -> (SinkError, Remedy) {
+    let remedy = error.remedy(true);
+    (error, remedy)
+}
+
+/// Reads entries from `from` up to `end` (or the end of the file), at most about `DIMENSION_BYTES` of text. Returns the rows and the offset behind them.
+fn read_dimensions(dir: &std::path::Path, from: u64, end: Option<u64>, jobs: &mut RecentJobs) -> Result<(DimensionRows, u64), LogError> {
+    let mut reader = match DimensionReader::from(dir, from) {
+        Ok(reader) => reader,
+        // The file is shorter than what was shipped: a power loss took records that had not been synced. Sending all of it again costs nothing but time.
+        Err(LogError::Damaged { .. }) if from > 0 => DimensionReader::from(dir, 0)?,
+        Err(error) => return Err(error),
+    };
+    let mut rows = DimensionRows::default();
+    while rows.bytes() < DIMENSION_BYTES && end.is_none_or(|end| reader.offset() < end) {
+        match reader.next() {
+            None => break,
+            Some(Ok((offset, entry))) => rows.add(offset, &entry, jobs),
+            // `otedama log verify` tells of damage; what stands behind it still goes out.
+            Some(Err(LogError::Damaged { .. })) => {}
+            Some(Err(error)) => return Err(error),
+        }
+    }
+    Ok((rows, reader.offset()))
+}
+
+fn insert_sql(database: &str, table: &str, columns: &str, format: &str) -> String {
+    format!("INSERT INTO {}.{} {columns} FORMAT {format}", identifier(database), identifier(table))
+}
+
+/// Completes the row of a job on the server with its end. The newest `ended` of a job wins under FINAL.
+fn job_end_sql(database: &str, job: u64, us: u64) -> String {
+    let table = format!("{}.{}", identifier(database), identifier(JOBS.name));
+    let kept: Vec<_> = JOBS.columns.iter().map(|column| column.name).filter(|name| !matches!(*name, "ended" | "ended_us")).collect();
+    format!(
+        "INSERT INTO {table} {} SELECT {}, toDateTime({}, 'UTC'), toUInt32({}) FROM {table} WHERE job = {job} LIMIT 1",
+        JOBS.column_list(),
+        kept.join(", "),
+        literal(&date_time(us / 1_000_000)),
+        us % 1_000_000
+    )
+}
+
+/// Rows of the table `segments`.
+fn segment_rows(metas: &[Arc<SegmentMeta>]) -> String {
+    let mut text = String::new();
+    for meta in metas {
+        let accepted = meta.by_status.first().copied().unwrap_or_default();
+        let mut row = RowWriter::new(&mut text);
+        row.number(instance_of(meta))
+            .number(meta.seg)
+            .text(&meta.name)
+            .number(meta.rows)
+            .number(accepted)
+            .number(meta.work_sum)
+            .number(meta.work_credited);
+        row.number(meta.native_bytes).text(&format!("{:016x}", meta.content_hash)).second(meta.first_us).second(meta.last_us).end();
+    }
+    text
+}
+
+/// The instance whose rows a segment holds.
+pub(crate) fn instance_of(meta: &SegmentMeta) -> u16 {
+    (meta.run_prefix >> 24) as u16
+}
+
+/// The identity of an insert: pool, instance, directory epoch, sequence, content hash. The epoch makes a reinstalled server's tokens new ones; the hash turns a number
+/// that was used twice into a visible second insert instead of a silent loss.
+fn token(settings: &ShipperSettings, meta: &SegmentMeta) -> String {
+    format!("{}-{}-{}-{:016x}", settings.pool, instance_of(meta), meta.name, meta.content_hash)
+}
+
+/// How often the server has a segment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Copies {
+    One,
+    TooMany,
+}
+
+impl<S: Sink> Link<S> {
+    /// An insert under the settings of the server's kind; `token` identifies a segment.
+    async fn insert(&self, sql: &str, identity: Option<(&Server, String)>, body: Body) -> Result<(), SinkError> {
+        let settings = match identity {
+            None => Vec::new(),
+            Some((Server { method: Method::QueryIds, .. }, token)) => vec![("query_id", token)],
+            Some((Server { method: Method::Tokens, .. }, token)) => vec![
+                // The same on every try: a server may take another setting for another insert.
+                ("async_insert", "0".to_owned()),
+                ("insert_deduplicate", "1".to_owned()),
+                ("deduplicate_blocks_in_dependent_materialized_views", "1".to_owned()),
+                ("insert_deduplication_token", token),
+            ],
+        };
+        self.sink.insert(sql, &settings, body).await
+    }
+
+    async fn ship_segment(&self, server: &Server, pending: &Pending, path: PathBuf) -> Result<Copies, SinkError> {
+        let meta = &*pending.meta;
+        let token = token(&self.settings, meta);
+        if pending.doubtful && server.method == Method::QueryIds {
+            self.wait_until_gone(&token).await?;
+            let found = self.count(server, meta).await?;
+            let wanted = u64::from(meta.rows);
+            match found {
+                0 => {}
+                found if found == wanted => return Ok(Copies::One),
+                found if found > wanted => return Ok(Copies::TooMany),
+                found => return Err(SinkError::Partial { segment: meta.name.clone(), seg: meta.seg, found, wanted }),
+            }
+        }
+        let sql = insert_sql(&self.settings.database, server.shares, &SHARES.column_list(), "Native");
+        self.insert(&sql, Some((server, token)), Body::File { path, size: meta.native_bytes, crc32c: meta.crc32c }).await?;
+        Ok(Copies::One)
+    }
+
+    /// The first try may still be running on the server although its answer was lost.
+    async fn wait_until_gone(&self, query_id: &str) -> Result<(), SinkError> {
+        let sql = format!("SELECT count() FROM system.processes WHERE query_id = {} FORMAT TabSeparated", literal(query_id));
+        let mut wait = self.settings.pace.wait_first;
+        while number(&self.sink.query(&sql).await?)? > 0 {
+            tokio::time::sleep(wait).await;
+            wait = (wait * 2).min(Duration::from_secs(1));
+        }
+        Ok(())
+    }
+
+    async fn count(&self, server: &Server, meta: &SegmentMeta) -> Result<u64, SinkError> {
+        // The bounds in time let the server open one day's parts alone.
+        let sql = format!(
+            "SELECT count() FROM {}.{} WHERE instance = {} AND seg = {} AND time >= toDateTime({}, 'UTC') AND time <= toDateTime({}, 'UTC') FORMAT TabSeparated",
+            identifier(&self.settings.database),
+            identifier(server.shares),
+            instance_of(meta),
+            meta.seg,
+            literal(&date_time(meta.first_us / 1_000_000)),
+            literal(&date_time(meta.last_us / 1_000_000))
+        );
+        number(&self.sink.query(&sql).await?)
+    }
+}
+
+fn number(text: &str) -> Result<u64, SinkError> {
+    text.trim().parse().map_err(|_| SinkError::Mismatch(format!("the server answered a count with {text:?}: is it ClickHouse?")))
+}
+
+const _: () = assert!(AHEAD_MAX >= IN_FLIGHT_MAX);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_jobs_end_is_completed_from_the_servers_own_row() {
+        let sql = job_end_sql("otedama", 7, 1_795_218_379_000_009);
+        assert!(
+            sql.ends_with(
+                "clean, time, us, toDateTime('2026-11-20 23:46:19', 'UTC'), toUInt32(9) FROM `otedama`.`jobs` WHERE job = 7 LIMIT 1"
+            ),
+            "{sql}"
+        );
+        assert_eq!(sql.matches("ended").count(), 2, "only in the column list: {sql}");
+    }
+
+    #[test]
+    fn every_table_has_an_insert_with_its_columns() {
+        for table in crate::schema::TABLES {
+            let sql = insert_sql("o`x", table.name, &table.column_list(), "Native");
+            assert!(sql.starts_with("INSERT INTO `o\\`x`.`"), "{sql}");
+            assert_eq!(sql.matches(',').count() + 1, table.columns.len());
+        }
+    }
+}

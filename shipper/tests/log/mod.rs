@@ -1,0 +1,150 @@
+//! A real share log in a temporary folder, with as many segments as a test asks for.
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+
+use otedama_primitives::{Coin, Dimension, Hash256, RunId, SessionRecord, ShareRow, ShareStatus, Target, WorkerId, WorkerRecord};
+use otedama_sharelog::store::SegmentStore;
+use otedama_sharelog::{BlockRecord, BlockStatus, Disk, JobRecord, Journal, LogSettings, Registry, RunRecord, Sealer, ShareLog};
+use std::path::Path;
+use std::sync::Arc;
+
+pub const FIRST_US: u64 = 1_795_218_379_000_000;
+
+pub struct Log {
+    folder: tempfile::TempDir,
+    journal: Journal,
+    sealer: Sealer<Disk>,
+    pub registry: Arc<Registry>,
+    run: RunId,
+    rows: u64,
+}
+
+impl Log {
+    /// An empty log: a run and its first job are recorded, nothing is sealed.
+    pub fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let run = RunId::new(7, 0x00ab_cdef);
+        let settings = LogSettings {
+            dir: folder.path().to_path_buf(),
+            pool: "otedama".into(),
+            run,
+            segment_rows: 524_288,
+            seal_after_ms: 600_000,
+            max_bytes: 1 << 30,
+            journal_file_bytes: 1 << 20,
+            keep_ms: 1 << 40,
+            keep_shipped_ms: 1 << 40,
+            has_cursor: true,
+        };
+        let (journal, sealer, registry, _) = ShareLog::open(settings).expect("the log opens");
+        let log = Self { folder, journal, sealer, registry, run, rows: 0 };
+        log.registry
+            .run(&RunRecord {
+                run,
+                started_us: FIRST_US,
+                build: "test\tbuild".into(),
+                kernel: "scalar".into(),
+                driver: "mio".into(),
+                tier: "process".into(),
+                pool: "otedama".into(),
+            })
+            .expect("run");
+        log.registry.job(&log.job(1)).expect("job");
+        log
+    }
+
+    pub fn job(&self, counter: u32) -> JobRecord {
+        JobRecord {
+            job: self.run.job(counter),
+            wire_id: 0xdead_0000 + counter,
+            coin: Coin::Bitcoin,
+            height: 900_000,
+            prev_hash: Hash256([7; 32]),
+            version: 0x2000_0000,
+            nbits: 0x1d00_ffff,
+            ntime: 1_795_218_379,
+            ntime_min: 1_795_210_000,
+            coinbase_prefix: vec![1, 2, 3],
+            coinbase_suffix: vec![4, 5],
+            branch: vec![Hash256([1; 32]), Hash256([2; 32])],
+            extranonce2_bytes: 8,
+            network_target: Target([1, 2, 3, 4]),
+            clean: true,
+            created_us: FIRST_US,
+        }
+    }
+
+    pub fn block(&self, status: BlockStatus) -> BlockRecord {
+        BlockRecord {
+            job: self.run.job(1),
+            height: 900_000,
+            hash: Hash256([9; 32]),
+            worker: WorkerId(1),
+            session: self.run.session(1),
+            found_us: FIRST_US,
+            status,
+            reason: String::new(),
+        }
+    }
+
+    /// Appends `rows` rows of this work, with session and worker before them, and seals them as one segment.
+    pub fn segment(&mut self, rows: u32, work: u64) {
+        let session = SessionRecord {
+            session: 1,
+            extranonce1: 0x0102_0304,
+            net: 0,
+            extranonce2_bytes: 8,
+            started_us: FIRST_US,
+            peer: "127.0.0.1:4000".into(),
+            agent: "test\\agent\n".into(),
+        };
+        let worker = WorkerRecord { worker: WorkerId(1), seen_us: FIRST_US, session: 1, name: "account.rig1".into() };
+        let mut dimensions = vec![Dimension::session(&session).expect("fits"), Dimension::worker(&worker).expect("fits")];
+        let mut left = rows;
+        while left > 0 {
+            let count = left.min(512);
+            while self.journal.room_cells() < 600 {
+                self.sealer.step(FIRST_US).expect("the sealer makes room");
+            }
+            let batch: Vec<_> = (0..count).map(|_| self.row(work)).collect();
+            self.journal.append(&dimensions, &batch).expect("there is room");
+            dimensions.clear();
+            left -= count;
+        }
+        self.sealer.drain(FIRST_US).expect("sealed");
+    }
+
+    fn row(&mut self, work: u64) -> ShareRow {
+        let number = self.rows;
+        self.rows += 1;
+        ShareRow {
+            worker: 1 + number % 3,
+            work,
+            extranonce2: number,
+            arrival_us: FIRST_US + number * 100,
+            session: 1,
+            job: 1,
+            nonce: number as u32,
+            ntime: 1_795_218_379,
+            version: 0x2000_0000,
+            share_difficulty: 1.5,
+            latency_us: 20,
+            status: if number.is_multiple_of(10) { ShareStatus::Stale as u8 } else { ShareStatus::Accepted as u8 },
+            flags: u8::from(number == 5),
+            net: 0,
+            coin: Coin::Bitcoin as u8,
+        }
+    }
+
+    /// Writes what the sealer has not synced yet, such as records without a segment.
+    pub fn sync(&self) {
+        self.registry.sync().expect("synced");
+    }
+
+    pub fn dir(&self) -> &Path {
+        self.folder.path()
+    }
+
+    pub fn store(&self) -> SegmentStore {
+        SegmentStore::open(self.dir()).expect("the folder is there")
+    }
+}
