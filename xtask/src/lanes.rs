@@ -247,6 +247,12 @@ fn fuzz(report: &mut Report, long: bool) -> Result<(), Failure> {
     if built.failed > 0 {
         return Ok(());
     }
+    // One dictionary for all targets: the words of the protocol.
+    let entries = std::fs::read_dir(report.root.join("fuzz")).into_iter().flatten().flatten();
+    let dictionary = entries
+        .map(|entry| entry.path())
+        .find(|path| path.extension().is_some_and(|end| end == "dict"))
+        .map(|path| format!("-dict={}", path.display()));
     for target in &targets {
         let binary = format!("{folder}/{host}/release/{target}");
         // What a run finds goes into a folder under target/: the committed corpus grows on purpose only.
@@ -259,7 +265,7 @@ fn fuzz(report: &mut Report, long: bool) -> Result<(), Failure> {
         let seconds = if long { FUZZ_SECONDS_LONG } else { FUZZ_SECONDS };
         let artifacts = format!("-artifact_prefix={folder}/{target}-");
         let time = format!("-max_total_time={seconds}");
-        let words = [
+        let mut words = vec![
             binary.as_str(),
             &time,
             "-timeout=10",
@@ -268,9 +274,9 @@ fn fuzz(report: &mut Report, long: bool) -> Result<(), Failure> {
             "-print_final_stats=1",
             "-verbosity=0",
             &artifacts,
-            &found,
-            &corpus,
         ];
+        words.extend(dictionary.as_deref());
+        words.extend([found.as_str(), &corpus]);
         let step = Step::new(&format!("fuzz {target}: {seconds} s"), &words, Duration::from_secs(u64::from(seconds) + 120));
         let tally = report.step(Lane::Faults, &step)?;
         if tally.failed == 0 {

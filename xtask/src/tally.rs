@@ -46,7 +46,7 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// Takes a line and says what to print. A test that cannot run here prints a line `skipped: why`: it has passed for libtest, and is counted as skipped.
+    /// Takes a line and says what to print. A test that cannot run here prints `skipped: why` or `SKIP 1: why`: it has passed for libtest, and is counted as skipped.
     pub fn line<'a>(&mut self, line: &'a str) -> Show<'a> {
         if let Some(counts) = line.strip_prefix("test result: ") {
             self.in_successes = false;
@@ -55,7 +55,7 @@ impl Reader {
             self.tally.skipped += count(counts, "ignored");
             return Show::Line(line);
         }
-        if let Some(why) = line.trim_start().strip_prefix("skipped: ") {
+        if let Some(why) = skip_reason(line) {
             self.said_skipped += 1;
             return Show::Skip(why);
         }
@@ -77,6 +77,16 @@ impl Reader {
         }
         self.tally
     }
+}
+
+/// Why a test says that it was skipped. A line past libtest's capture may stand behind `test name ... `.
+fn skip_reason(line: &str) -> Option<&str> {
+    let said = line.split_once(" ... ").map_or(line, |(_, said)| said).trim_start();
+    if let Some(why) = said.strip_prefix("skipped: ") {
+        return Some(why);
+    }
+    let (number, why) = said.strip_prefix("SKIP ")?.split_once(": ")?;
+    number.bytes().all(|digit| digit.is_ascii_digit()).then_some(why)
 }
 
 /// The number before `word` in `ok. 14 passed; 0 failed; ...`.
@@ -145,6 +155,16 @@ test result: ok. 14 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; fin
         }
         for line in ["    noise", "test a ... ok"] {
             assert!(shown.iter().all(|have| have != line), "{line} is in {shown:?}");
+        }
+    }
+
+    #[test]
+    fn both_ways_to_say_a_skip_are_read() {
+        assert_eq!(skip_reason("  skipped: no engine"), Some("no engine"));
+        assert_eq!(skip_reason("SKIP 12: ship: no server"), Some("ship: no server"));
+        assert_eq!(skip_reason("test ship ... SKIP 1: no server"), Some("no server"));
+        for other in ["test it ... ok", "skipped 3 lines", "SKIP it: now", "SKIPPED 1: x", "test result: ok. 1 passed"] {
+            assert_eq!(skip_reason(other), None, "{other}");
         }
     }
 
