@@ -1,0 +1,510 @@
+//! Many sessions on one thread: sockets, epoll, pacing, reconnects.
+use crate::cpu;
+use crate::ledger::{Ledger, LedgerError, LedgerSink};
+use crate::session::{Behaviour, Mode, Session, SessionError, Shared};
+use crate::totals::LiveCounters;
+use mio::net::TcpStream;
+use mio::{Events, Interest, Poll, Token};
+use std::collections::VecDeque;
+use std::io::{self, Read, Write};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// Bytes read at once; also the longest line that is taken.
+const READ_BYTES: usize = 1 << 18;
+/// Connections that are set up at the same time: under any backlog.
+const CONNECTING_MAX: usize = 128;
+/// Wait before a broken connection is tried again.
+const BACK_OFF: Duration = Duration::from_millis(20);
+/// Hashing between two looks at the sockets, where shares are easy.
+const SLICE: Duration = Duration::from_micros(500);
+/// Hashing for one connection between two looks at the sockets, where shares are hard.
+const SLICE_ALONE: Duration = Duration::from_millis(2);
+/// Longest sleep: how late a stop flag or a paced share may be seen.
+const SLEEP_MAX: Duration = Duration::from_millis(20);
+/// Sleep of a farm that keeps a pace.
+const SLEEP_PACED: Duration = Duration::from_millis(2);
+/// How long lines of the ledger wait in memory at most.
+const LEDGER_FLUSH: Duration = Duration::from_millis(100);
+
+/// A farm as it is ordered.
+#[derive(Clone, Debug)]
+pub struct EngineConfig {
+    /// Where the server listens.
+    pub target: SocketAddr,
+    /// Connections to hold.
+    pub connections: usize,
+    /// What each does.
+    pub behaviour: Behaviour,
+    /// Connect again when a connection breaks.
+    pub reconnect: bool,
+    /// Where submits and their answers are written down.
+    pub ledger: LedgerSink,
+    /// At most so many shares a second from each connection; 0 for as many as the closed loop gives.
+    pub pace_shares_per_s: f64,
+}
+
+/// Why a farm cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// epoll.
+    #[error("cannot {operation} epoll: {source}")]
+    Poll {
+        /// What was tried.
+        operation: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// The ledger.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// Not every connection was ready in time.
+    #[error("{ready} of {connections} connections to {target} were ready after {seconds:.1} s; last trouble: {trouble}")]
+    NotReady {
+        /// Where to.
+        target: SocketAddr,
+        /// Connections that were authorized and had a job.
+        ready: usize,
+        /// Connections ordered.
+        connections: usize,
+        /// Seconds waited.
+        seconds: f64,
+        /// What went wrong last.
+        trouble: String,
+    },
+    /// Every connection is gone and none comes back.
+    #[error("every connection to {target} broke; last trouble: {trouble}")]
+    AllBroken {
+        /// Where to.
+        target: SocketAddr,
+        /// What went wrong last.
+        trouble: String,
+    },
+    /// The server's CPU time.
+    #[error(transparent)]
+    Cpu(#[from] cpu::CpuError),
+}
+
+struct Connection {
+    stream: Option<TcpStream>,
+    is_up: bool,
+    session: Session,
+    /// Bytes that the socket did not take yet.
+    backlog: Vec<u8>,
+    /// Start of a line whose end has not come.
+    partial: Vec<u8>,
+    is_queued: bool,
+    is_counted_ready: bool,
+    paced_from: Instant,
+    paced_sent: u64,
+}
+
+/// A farm in motion; belongs to one thread.
+pub struct Engine {
+    config: EngineConfig,
+    poll: Poll,
+    events: Events,
+    connections: Vec<Connection>,
+    /// Counts, latencies, ledger.
+    pub shared: Shared,
+    hungry: VecDeque<usize>,
+    retries: VecDeque<(Instant, usize)>,
+    connecting: usize,
+    ready: usize,
+    dead: usize,
+    buffer: Box<[u8]>,
+    out: Vec<u8>,
+    started: Instant,
+    blocked: Duration,
+    ledger_flushed: Instant,
+    trouble: String,
+    live: Option<Arc<LiveCounters>>,
+}
+
+impl Engine {
+    /// Prepares a farm; no connection is made before it is pumped.
+    pub fn new(config: EngineConfig) -> Result<Self, EngineError> {
+        raise_file_limit();
+        let poll = Poll::new().map_err(|source| EngineError::Poll { operation: "create", source })?;
+        let now = Instant::now();
+        let ledger = Ledger::open(&config.ledger)?;
+        let connections = (0..config.connections)
+            .map(|index| Connection {
+                stream: None,
+                is_up: false,
+                session: Session::new(index, &config.behaviour),
+                backlog: Vec::new(),
+                partial: Vec::new(),
+                is_queued: false,
+                is_counted_ready: false,
+                paced_from: now,
+                paced_sent: 0,
+            })
+            .collect();
+        Ok(Self {
+            shared: Shared::new(config.behaviour.clone(), config.connections, ledger),
+            retries: (0..config.connections).map(|index| (now, index)).collect(),
+            config,
+            poll,
+            events: Events::with_capacity(1024),
+            connections,
+            hungry: VecDeque::new(),
+            connecting: 0,
+            ready: 0,
+            dead: 0,
+            buffer: vec![0; READ_BYTES].into(),
+            out: Vec::with_capacity(1 << 16),
+            started: now,
+            blocked: Duration::ZERO,
+            ledger_flushed: now,
+            trouble: "none".into(),
+            live: None,
+        })
+    }
+
+    /// Counters for another thread, brought up to date after every pass.
+    pub fn publish_to(&mut self, live: Arc<LiveCounters>) {
+        self.live = Some(live);
+    }
+
+    /// Connections that are authorized and have a job.
+    pub fn ready(&self) -> usize {
+        self.ready
+    }
+
+    /// Submits without an answer yet.
+    pub fn outstanding(&self) -> u64 {
+        let totals = &self.shared.totals;
+        totals.submits - totals.answered() - totals.unanswered
+    }
+
+    /// Time spent waiting for the server so far.
+    pub fn blocked(&self) -> Duration {
+        self.blocked
+    }
+
+    /// What went wrong last.
+    pub fn trouble(&self) -> &str {
+        &self.trouble
+    }
+
+    /// Connects until every connection is ready, without sending a share unless `sending`.
+    pub fn set_up(&mut self, limit: Duration, sending: bool, stop: &AtomicBool) -> Result<(), EngineError> {
+        let started = Instant::now();
+        // Relaxed here and below: the flag carries no data.
+        while self.ready < self.connections.len() && !stop.load(Ordering::Relaxed) {
+            if started.elapsed() >= limit {
+                return Err(EngineError::NotReady {
+                    target: self.config.target,
+                    ready: self.ready,
+                    connections: self.connections.len(),
+                    seconds: started.elapsed().as_secs_f64(),
+                    trouble: self.trouble.clone(),
+                });
+            }
+            self.turn(started + limit, sending, true)?;
+        }
+        Ok(())
+    }
+
+    /// Runs the closed loop until `until`, the stop flag, or the last of the submits that may be sent.
+    pub fn pump(&mut self, until: Instant, stop: &AtomicBool) -> Result<(), EngineError> {
+        for index in 0..self.connections.len() {
+            self.queue(index);
+        }
+        while Instant::now() < until && !stop.load(Ordering::Relaxed) && !(self.shared.submits_left == 0 && self.outstanding() == 0) {
+            self.turn(until, true, false)?;
+            if self.dead == self.connections.len() {
+                return Err(EngineError::AllBroken { target: self.config.target, trouble: self.trouble.clone() });
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends nothing more and takes answers until there is none left to come, or until the limit.
+    pub fn drain(&mut self, limit: Duration) -> Result<(), EngineError> {
+        let until = Instant::now() + limit;
+        while self.outstanding() > 0 && Instant::now() < until && self.dead < self.connections.len() {
+            self.turn(until, false, false)?;
+        }
+        Ok(())
+    }
+
+    /// Closes every connection, books what has no answer, and closes the ledger; its text where it was kept in memory.
+    pub fn finish(&mut self) -> Result<Option<Vec<u8>>, EngineError> {
+        for connection in &mut self.connections {
+            connection.stream = None;
+            connection.session.abandon(&mut self.shared);
+        }
+        self.publish();
+        match self.shared.ledger.take() {
+            Some(ledger) => Ok(ledger.close()?),
+            None => Ok(None),
+        }
+    }
+
+    /// One pass: connect, poll, read, and hash and write for a slice. `setting_up`: failures are tried again whatever the orders.
+    fn turn(&mut self, until: Instant, sending: bool, setting_up: bool) -> Result<(), EngineError> {
+        let now = Instant::now();
+        self.connect_due(now, setting_up);
+        let paced = self.config.pace_shares_per_s > 0.0;
+        if sending && paced {
+            for index in 0..self.connections.len() {
+                self.queue(index);
+            }
+        }
+        let timeout = if sending && !self.hungry.is_empty() {
+            Duration::ZERO
+        } else {
+            let retry = self.retries.front().filter(|_| self.connecting < CONNECTING_MAX);
+            let retry_in = retry.map_or(SLEEP_MAX, |(when, _)| when.saturating_duration_since(now));
+            let sleep = if sending && paced { SLEEP_PACED } else { SLEEP_MAX };
+            sleep.min(retry_in).min(until.saturating_duration_since(now))
+        };
+        match self.poll.poll(&mut self.events, Some(timeout)) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => self.events.clear(),
+            Err(source) => return Err(EngineError::Poll { operation: "wait on", source }),
+        }
+        if !timeout.is_zero() {
+            self.blocked += now.elapsed();
+        }
+        // Taken out for the time of the loop; an empty one costs no allocation.
+        let events = std::mem::replace(&mut self.events, Events::with_capacity(0));
+        for event in &events {
+            let index = event.token().0;
+            if event.is_writable() {
+                self.on_writable(index, setting_up);
+            }
+            if event.is_readable() || event.is_read_closed() || event.is_error() {
+                self.on_readable(index, setting_up);
+            }
+            self.queue(index);
+        }
+        self.events = events;
+        if sending {
+            self.mine(Instant::now() + SLICE, setting_up);
+        }
+        self.flush_ledger()?;
+        self.publish();
+        Ok(())
+    }
+
+    fn publish(&self) {
+        if let Some(live) = &self.live {
+            live.publish(&self.shared.totals, self.ready as u64, self.started.elapsed().as_micros() as u64);
+        }
+    }
+
+    fn flush_ledger(&mut self) -> Result<(), EngineError> {
+        if let Some(ledger) = &mut self.shared.ledger
+            && (ledger.is_full() || self.ledger_flushed.elapsed() >= LEDGER_FLUSH)
+        {
+            ledger.flush()?;
+            self.ledger_flushed = Instant::now();
+        }
+        Ok(())
+    }
+
+    fn connect_due(&mut self, now: Instant, setting_up: bool) {
+        while self.connecting < CONNECTING_MAX && self.retries.front().is_some_and(|(when, _)| *when <= now) {
+            let Some((_, index)) = self.retries.pop_front() else { break };
+            let connected = TcpStream::connect(self.config.target).and_then(|mut stream| {
+                self.poll.registry().register(&mut stream, Token(index), Interest::READABLE | Interest::WRITABLE)?;
+                Ok(stream)
+            });
+            match connected {
+                Ok(stream) => {
+                    self.connections[index].stream = Some(stream);
+                    self.connecting += 1;
+                }
+                Err(error) => self.down(index, &format!("connect: {error}"), setting_up),
+            }
+        }
+    }
+
+    fn on_writable(&mut self, index: usize, setting_up: bool) {
+        let connection = &mut self.connections[index];
+        let Some(stream) = &connection.stream else { return };
+        if !connection.is_up {
+            // The classic test of a non-blocking connect: an error is pending, or there is a peer.
+            let outcome = match stream.take_error() {
+                Ok(None) => stream.peer_addr().and_then(|_| stream.set_nodelay(true)),
+                Ok(Some(error)) | Err(error) => Err(error),
+            };
+            match outcome {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotConnected => return,
+                Err(error) => return self.down(index, &format!("connect: {error}"), setting_up),
+            }
+            connection.is_up = true;
+            self.connecting -= 1;
+            self.shared.totals.connects += 1;
+            self.out.clear();
+            connection.session.hello(&self.shared, &mut self.out);
+            self.write_out(index, setting_up);
+        } else if !connection.backlog.is_empty() {
+            self.out.clear();
+            std::mem::swap(&mut self.out, &mut connection.backlog);
+            self.write_out(index, setting_up);
+        }
+    }
+
+    /// Writes `out` to a connection; what does not fit becomes its backlog.
+    fn write_out(&mut self, index: usize, setting_up: bool) {
+        let connection = &mut self.connections[index];
+        let mut at = 0;
+        let error = loop {
+            let Some(stream) = &mut connection.stream else { return };
+            match stream.write(&self.out[at..]) {
+                Ok(0) => break Some("write: the connection takes nothing".to_owned()),
+                Ok(count) => {
+                    at += count;
+                    if at == self.out.len() {
+                        break None;
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    connection.backlog.extend_from_slice(&self.out[at..]);
+                    break None;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => break Some(format!("write: {error}")),
+            }
+        };
+        if let Some(error) = error {
+            self.down(index, &error, setting_up);
+        }
+    }
+
+    fn on_readable(&mut self, index: usize, setting_up: bool) {
+        loop {
+            let connection = &mut self.connections[index];
+            if !connection.is_up {
+                return;
+            }
+            let Some(stream) = &mut connection.stream else { return };
+            let kept = connection.partial.len();
+            self.buffer[..kept].copy_from_slice(&connection.partial);
+            let space = self.buffer.len() - kept;
+            let count = match stream.read(&mut self.buffer[kept..]) {
+                Ok(0) => return self.down(index, "the server closed the connection", setting_up),
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return self.down(index, &format!("read: {error}"), setting_up),
+            };
+            let now_us = self.started.elapsed().as_micros() as u64;
+            let data = &self.buffer[..kept + count];
+            let taken = match connection.session.on_bytes(&mut self.shared, data, now_us) {
+                Ok(taken) => taken,
+                Err(error) => return self.fail(index, &error, setting_up),
+            };
+            connection.partial.clear();
+            connection.partial.extend_from_slice(&data[taken..]);
+            if connection.partial.len() == self.buffer.len() {
+                return self.down(index, "the server sent a line without an end", setting_up);
+            }
+            if !connection.is_counted_ready && connection.session.is_ready() {
+                connection.is_counted_ready = true;
+                connection.paced_from = Instant::now();
+                connection.paced_sent = 0;
+                self.ready += 1;
+            }
+            // A read that did not fill the buffer has emptied an edge-triggered stream (epoll(7)): no second read to be told so.
+            if count < space {
+                return;
+            }
+        }
+    }
+
+    fn fail(&mut self, index: usize, error: &SessionError, setting_up: bool) {
+        self.down(index, &error.to_string(), setting_up);
+    }
+
+    /// The connection is gone.
+    fn down(&mut self, index: usize, trouble: &str, setting_up: bool) {
+        self.trouble.clear();
+        self.trouble.push_str(trouble);
+        let connection = &mut self.connections[index];
+        if connection.is_up {
+            self.shared.totals.disconnects += 1;
+        } else if connection.stream.is_some() {
+            self.connecting -= 1;
+        }
+        // Dropping a stream closes it, which takes it out of epoll.
+        connection.stream = None;
+        connection.is_up = false;
+        connection.backlog.clear();
+        connection.partial.clear();
+        connection.session.abandon(&mut self.shared);
+        if connection.is_counted_ready {
+            connection.is_counted_ready = false;
+            self.ready -= 1;
+        }
+        if self.config.reconnect || setting_up {
+            self.retries.push_back((Instant::now() + BACK_OFF, index));
+        } else {
+            self.dead += 1;
+        }
+    }
+
+    /// Shares that the pace allows a connection now.
+    fn allowance(&mut self, index: usize) -> usize {
+        let rate = self.config.pace_shares_per_s;
+        if rate <= 0.0 {
+            return usize::MAX;
+        }
+        let connection = &mut self.connections[index];
+        let due = (connection.paced_from.elapsed().as_secs_f64() * rate) as u64;
+        // What a slow server held back is not made up for in a burst.
+        let depth = self.shared.behaviour.depth as u64;
+        connection.paced_sent = connection.paced_sent.max(due.saturating_sub(depth));
+        (due - connection.paced_sent.min(due)) as usize
+    }
+
+    /// Puts a connection in line for hashing if it has room.
+    fn queue(&mut self, index: usize) {
+        if self.shared.behaviour.mode == Mode::Idle || self.connections[index].is_queued {
+            return;
+        }
+        let connection = &self.connections[index];
+        let wants = connection.is_up && connection.backlog.is_empty() && connection.session.room(&self.shared) > 0;
+        if wants && self.allowance(index) > 0 {
+            self.connections[index].is_queued = true;
+            self.hungry.push_back(index);
+        }
+    }
+
+    fn mine(&mut self, until: Instant, setting_up: bool) {
+        while let Some(index) = self.hungry.pop_front() {
+            self.connections[index].is_queued = false;
+            let allowance = self.allowance(index);
+            let connection = &mut self.connections[index];
+            if !connection.is_up || !connection.backlog.is_empty() {
+                continue;
+            }
+            self.out.clear();
+            let count = connection.session.fill(&mut self.shared, allowance, &mut self.out, until.max(Instant::now() + SLICE_ALONE));
+            if count > 0 {
+                connection.paced_sent += count as u64;
+                connection.session.stamp(count, self.started.elapsed().as_micros() as u64);
+                self.write_out(index, setting_up);
+            }
+            self.queue(index);
+            if Instant::now() >= until {
+                break;
+            }
+        }
+    }
+}
+
+/// Sockets are files: takes what the hard limit gives. A limit that is too low shows up as a connect error.
+pub(crate) fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    // An error leaves the limit as it is.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+}

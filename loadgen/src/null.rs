@@ -1,0 +1,288 @@
+//! A server that judges nothing: it reads lines, finds their ids and answers true. The floor on the machine at hand, below which no server gets.
+use crate::engine::raise_file_limit;
+use mio::net::{TcpListener, TcpStream};
+use mio::{Events, Interest, Poll, Token};
+use std::io::{self, Read, Write};
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+const LISTENER: Token = Token(usize::MAX);
+const READ_BYTES: usize = 1 << 17;
+/// Longest line; a connection that sends a longer one is closed.
+const LINE_BYTES_MAX: usize = 1 << 14;
+
+/// Why the null server stopped.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {operation} {address}: {source}")]
+pub struct NullError {
+    operation: &'static str,
+    address: SocketAddr,
+    source: io::Error,
+}
+
+struct Client {
+    stream: TcpStream,
+    partial: Vec<u8>,
+    backlog: Vec<u8>,
+}
+
+/// The null server, bound.
+pub struct Null {
+    listener: TcpListener,
+    address: SocketAddr,
+    poll: Poll,
+    clients: Vec<Option<Client>>,
+    free: Vec<usize>,
+    buffer: Box<[u8]>,
+    out: Vec<u8>,
+    job: Vec<u8>,
+    sessions: u32,
+}
+
+impl Null {
+    /// Binds `listen`. `difficulty` is what every miner is given; 2.4e-10 is work 1, where every hash passes.
+    pub fn bind(listen: SocketAddr, difficulty: f64) -> Result<Self, NullError> {
+        raise_file_limit();
+        let failed = |operation| move |source| NullError { operation, address: listen, source };
+        let mut listener = TcpListener::bind(listen).map_err(failed("listen on"))?;
+        let address = listener.local_addr().map_err(failed("name"))?;
+        let poll = Poll::new().map_err(failed("create epoll for"))?;
+        poll.registry().register(&mut listener, LISTENER, Interest::READABLE).map_err(failed("watch"))?;
+        Ok(Self {
+            listener,
+            address,
+            poll,
+            clients: Vec::new(),
+            free: Vec::new(),
+            buffer: vec![0; READ_BYTES].into(),
+            out: Vec::with_capacity(READ_BYTES),
+            job: job_lines(difficulty),
+            sessions: 0,
+        })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves until the flag is set.
+    pub fn serve(&mut self, stop: &AtomicBool) -> Result<(), NullError> {
+        let mut events = Events::with_capacity(1024);
+        // Relaxed: the flag carries no data.
+        while !stop.load(Ordering::Relaxed) {
+            match self.poll.poll(&mut events, Some(Duration::from_millis(100))) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(source) => return Err(NullError { operation: "wait on", address: self.address, source }),
+            }
+            for event in &events {
+                match event.token() {
+                    LISTENER => self.accept(),
+                    Token(slot) => {
+                        let alive = (!event.is_writable() || self.write_backlog(slot)) && self.read(slot);
+                        if !alive {
+                            self.close(slot);
+                        }
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn accept(&mut self) {
+        // Any error ends the batch: no more to accept, or no more files, and the next one that closes makes room.
+        while let Ok((mut stream, _)) = self.listener.accept() {
+            let slot = self.free.pop().unwrap_or_else(|| {
+                self.clients.push(None);
+                self.clients.len() - 1
+            });
+            let watched = stream
+                .set_nodelay(true)
+                .and_then(|()| self.poll.registry().register(&mut stream, Token(slot), Interest::READABLE | Interest::WRITABLE));
+            match watched {
+                Ok(()) => self.clients[slot] = Some(Client { stream, partial: Vec::new(), backlog: Vec::new() }),
+                Err(_) => self.free.push(slot),
+            }
+        }
+    }
+
+    fn close(&mut self, slot: usize) {
+        if self.clients[slot].take().is_some() {
+            self.free.push(slot);
+        }
+    }
+
+    fn write_backlog(&mut self, slot: usize) -> bool {
+        let Some(client) = &mut self.clients[slot] else { return true };
+        if client.backlog.is_empty() {
+            return true;
+        }
+        self.out.clear();
+        std::mem::swap(&mut self.out, &mut client.backlog);
+        write_out(client, &self.out)
+    }
+
+    /// Reads what there is and answers all of it in one write; false when the connection is over.
+    fn read(&mut self, slot: usize) -> bool {
+        loop {
+            let Some(client) = &mut self.clients[slot] else { return true };
+            let kept = client.partial.len();
+            self.buffer[..kept].copy_from_slice(&client.partial);
+            let count = match client.stream.read(&mut self.buffer[kept..]) {
+                Ok(0) => return false,
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(_) => return false,
+            };
+            let data = &self.buffer[..kept + count];
+            let mut at = 0;
+            self.out.clear();
+            while let Some(length) = memchr::memchr(b'\n', &data[at..]) {
+                answer(&data[at..at + length], &mut self.out, &self.job, &mut self.sessions);
+                at += length + 1;
+            }
+            client.partial.clear();
+            client.partial.extend_from_slice(&data[at..]);
+            if client.partial.len() > LINE_BYTES_MAX {
+                return false;
+            }
+            if !self.out.is_empty() {
+                let written = if client.backlog.is_empty() {
+                    write_out(client, &self.out)
+                } else {
+                    client.backlog.extend_from_slice(&self.out);
+                    true
+                };
+                if !written {
+                    return false;
+                }
+            }
+            if count < READ_BYTES - kept {
+                return true;
+            }
+        }
+    }
+}
+
+fn write_out(client: &mut Client, out: &[u8]) -> bool {
+    let mut at = 0;
+    while at < out.len() {
+        match client.stream.write(&out[at..]) {
+            Ok(0) => return false,
+            Ok(count) => at += count,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                client.backlog.extend_from_slice(&out[at..]);
+                return true;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => return false,
+        }
+    }
+    true
+}
+
+/// Answers one line.
+fn answer(line: &[u8], out: &mut Vec<u8>, job: &[u8], sessions: &mut u32) {
+    // The usual line of this crate's own miner is known by its first bytes; all others are searched.
+    let (id, is_submit) = match line.strip_prefix(br#"{"id":"#) {
+        Some(rest) => {
+            let digits = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
+            (&rest[..digits], rest[digits..].starts_with(br#","method":"mining.submit""#))
+        }
+        None => (&[][..], false),
+    };
+    if is_submit && !id.is_empty() {
+        return answer_true(out, id);
+    }
+    let id = if id.is_empty() { find_id(line) } else { id };
+    let contains = |needle: &[u8]| memchr::memmem::find(line, needle).is_some();
+    if contains(b"mining.submit") {
+        answer_true(out, id);
+    } else if contains(b"mining.subscribe") {
+        *sessions = sessions.wrapping_add(1);
+        out.extend_from_slice(br#"{"id":"#);
+        out.extend_from_slice(id);
+        out.extend_from_slice(br#","result":[[["mining.notify","1"]],""#);
+        crate::dialect::put_hex32(out, *sessions);
+        out.extend_from_slice(b"\",8],\"error\":null}\n");
+    } else if contains(b"mining.configure") {
+        out.extend_from_slice(br#"{"id":"#);
+        out.extend_from_slice(id);
+        out.extend_from_slice(b",\"result\":{\"version-rolling\":true,\"version-rolling.mask\":\"1fffe000\"},\"error\":null}\n");
+    } else if contains(b"mining.authorize") {
+        answer_true(out, id);
+        out.extend_from_slice(job);
+    } else {
+        answer_true(out, id);
+    }
+}
+
+fn answer_true(out: &mut Vec<u8>, id: &[u8]) {
+    out.extend_from_slice(br#"{"id":"#);
+    out.extend_from_slice(id);
+    out.extend_from_slice(b",\"result\":true,\"error\":null}\n");
+}
+
+/// The raw token after `"id":`, or null.
+fn find_id(line: &[u8]) -> &[u8] {
+    let Some(at) = memchr::memmem::rfind(line, br#""id":"#) else { return b"null" };
+    let token = line[at + 5..].trim_ascii_start();
+    let end = token.iter().position(|byte| matches!(byte, b',' | b'}')).unwrap_or(token.len());
+    let token = token[..end].trim_ascii_end();
+    if token.is_empty() { b"null" } else { token }
+}
+
+/// set_difficulty and one job with 12 merkle branches and a coinbase of 300 bytes: the work of a share in a full block.
+fn job_lines(difficulty: f64) -> Vec<u8> {
+    let mut lines = format!("{{\"id\":null,\"method\":\"mining.set_difficulty\",\"params\":[{difficulty:e}]}}\n").into_bytes();
+    lines.extend_from_slice(br#"{"id":null,"method":"mining.notify","params":["00000001","#);
+    let mut state = 7u64;
+    let mut hex = |bytes: usize| {
+        let drawn: Vec<u8> = (0..bytes).map(|_| crate::random::next(&mut state) as u8).collect();
+        format!("\"{}\"", otedama_primitives::encode_hex(&drawn))
+    };
+    let (prev_hash, coinb1, coinb2) = (hex(32), hex(58), hex(230));
+    let branch: Vec<String> = (0..12).map(|_| hex(32)).collect();
+    lines.extend_from_slice(format!("{prev_hash},{coinb1},{coinb2},[{}],", branch.join(",")).as_bytes());
+    lines.extend_from_slice(b"\"20000000\",\"17021369\",\"6b00dbcb\",true]}\n");
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answered(line: &str) -> String {
+        let mut out = Vec::new();
+        answer(line.as_bytes(), &mut out, b"JOB\n", &mut 8);
+        String::from_utf8(out).expect("text")
+    }
+
+    #[test]
+    fn ids_come_back_as_they_were_sent() {
+        let accepted = |id: &str| format!("{{\"id\":{id},\"result\":true,\"error\":null}}\n");
+        assert_eq!(answered(r#"{"id":12,"method":"mining.submit","params":[]}"#), accepted("12"));
+        assert_eq!(answered(r#"{"params": [], "id": "12", "method": "mining.submit"}"#), accepted("\"12\""));
+        assert_eq!(answered(r#"{"method": "mining.submit", "params": [], "id":4}"#), accepted("4"));
+        assert_eq!(answered("nonsense"), accepted("null"));
+        assert_eq!(answered(r#"{"id":3,"method":"mining.authorize","params":[]}"#), accepted("3") + "JOB\n");
+        assert_eq!(
+            answered(r#"{"id":2,"method":"mining.subscribe"}"#),
+            "{\"id\":2,\"result\":[[[\"mining.notify\",\"1\"]],\"00000009\",8],\"error\":null}\n"
+        );
+    }
+
+    #[test]
+    fn the_job_is_one_that_miners_can_work_on() {
+        let text = String::from_utf8(job_lines(2.4e-10)).expect("text");
+        let notify = text.lines().nth(1).expect("notify");
+        let message: serde_json::Value = serde_json::from_str(notify).expect("json");
+        let job = crate::job::Job::from_notify(&message["params"].to_string(), 4, 8).expect("job");
+        assert_eq!(job.branch().len(), 12);
+        assert!(text.starts_with(r#"{"id":null,"method":"mining.set_difficulty","params":[2.4e-10]}"#), "{text}");
+    }
+}
