@@ -95,8 +95,7 @@ impl JournalHeader {
 pub(crate) enum HeaderProblem {
     #[error("shorter than a journal header")]
     Short,
-    /// Created, never used.
-    #[error("blank")]
+    #[error("there is no header, only zeros")]
     Blank,
     #[error("the header's crc does not match")]
     Damaged,

@@ -2,7 +2,7 @@
 use crate::error::LogError;
 use crate::folder;
 use crate::journal_format::{
-    BATCH_CELLS_MAX, CELL, COMMITTED_END_OFFSET, Cell, FIRST_CELL, HeaderProblem, JournalHeader, Parsed, committed_end, parse, row_sequence,
+    BATCH_CELLS_MAX, CELL, COMMITTED_END_OFFSET, Cell, FIRST_CELL, JournalHeader, Parsed, committed_end, parse, row_sequence,
 };
 use crate::segment::LoggedRow;
 use bytemuck::Zeroable;
@@ -78,8 +78,6 @@ fn read_journal(file: &File, path: &Path, covered: u64) -> Result<JournalScan, L
     let bytes = file.metadata().map_err(LogError::io("stat", path))?.len();
     let header = match JournalHeader::decode(&front(file, path)?) {
         Ok(header) => header,
-        Err(HeaderProblem::Blank) => return Ok(scan),
-        Err(HeaderProblem::Short) if bytes == 0 => return Ok(scan),
         Err(problem) => {
             scan.problems.push(problem.to_string());
             return Ok(scan);

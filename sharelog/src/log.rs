@@ -180,9 +180,6 @@ fn recover<S: Storage>(storage: &S, dir: &Path, counters: &LogCounters) -> Resul
                     map: None,
                 });
             }
-            // Created, but not used before the process died.
-            Err(HeaderProblem::Blank) => storage.remove(path).map_err(LogError::io("remove", path))?,
-            Err(HeaderProblem::Short) if bytes == 0 => storage.remove(path).map_err(LogError::io("remove", path))?,
             Err(HeaderProblem::Version(version)) => {
                 return Err(LogError::damaged(
                     path,

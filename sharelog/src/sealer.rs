@@ -266,20 +266,26 @@ impl<S: Storage> Sealer<S> {
         let cells = u32::try_from(self.settings.journal_file_bytes / CELL as u64).unwrap_or(u32::MAX);
         let header = JournalHeader { file_number: self.next_file_number, run_prefix: self.settings.run.prefix(), epoch: self.epoch, cells };
         let (path, file, map) = match recycled {
-            Some(source) => (source.path, source.file, source.map),
+            Some(source) => {
+                self.storage
+                    .write_all_at(&source.file, 0, &header.preamble())
+                    .map_err(LogError::io("write the header of", &source.path))?;
+                (source.path, source.file, source.map)
+            }
             None => {
-                let path = self.settings.dir.join(format!("journal-{:06}.open", self.next_slot));
-                let file = self.storage.create(&path).map_err(LogError::io("create", &path))?;
-                if let Err(error) = self.storage.fallocate(&file, self.settings.journal_file_bytes) {
-                    // Best effort: an empty file is removed by the next recovery as well.
-                    let _ = self.storage.remove(&path);
-                    return Err(LogError::io("fallocate", &path)(error));
+                // Under another name until it is whole: a journal file without a header is damage, never a moment of its making.
+                let temporary = self.settings.dir.join(format!("journal-{:06}.tmp", self.next_slot));
+                let path = temporary.with_extension("open");
+                let made = self.new_file(&temporary, &path, &header);
+                if made.is_err() {
+                    // Best effort: the next recovery removes it as well.
+                    let _ = self.storage.remove(&temporary);
                 }
+                let file = made?;
                 self.next_slot += 1;
                 (path, file, None)
             }
         };
-        self.storage.write_all_at(&file, 0, &header.preamble()).map_err(LogError::io("write the header of", &path))?;
         let map = match map {
             Some(map) => map,
             None => MappedFile::map(&file, self.settings.journal_file_bytes as usize).map_err(LogError::io("map", &path))?,
@@ -301,6 +307,15 @@ impl<S: Storage> Sealer<S> {
         });
         self.counters.journal_spares.store(self.spares_ready() as u64, Relaxed);
         Ok(())
+    }
+
+    fn new_file(&self, temporary: &Path, path: &Path, header: &JournalHeader) -> Result<File, LogError> {
+        let file = self.storage.create(temporary).map_err(LogError::io("create", temporary))?;
+        self.storage.fallocate(&file, self.settings.journal_file_bytes).map_err(LogError::io("fallocate", temporary))?;
+        self.storage.write_all_at(&file, 0, &header.preamble()).map_err(LogError::io("write the header of", temporary))?;
+        self.storage.fsync(&file).map_err(LogError::io("fsync", temporary))?;
+        self.storage.rename(temporary, path).map_err(LogError::io("rename", temporary))?;
+        Ok(file)
     }
 
     /// Reads committed batches of the oldest unread file into the columns. True when anything was read.

@@ -1,0 +1,300 @@
+//! `otedama shares`: rows summed by keys, straight from the log.
+use crate::dimensions::DimensionReader;
+use crate::error::LogError;
+use crate::id_map::IdMap;
+use crate::records::DimensionEntry;
+use crate::scan::{Filter, snapshot};
+use crate::segment::{LoggedRow, SegmentBlock};
+use crate::store::SegmentStore;
+use crate::utc::{day_text, utc_text};
+use otedama_primitives::ShareStatus;
+use std::path::Path;
+
+/// What rows are summed by.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Key {
+    /// Worker, shown by name.
+    Worker,
+    /// Minute of arrival, UTC.
+    Minute,
+    /// Hour of arrival, UTC.
+    Hour,
+    /// Day of arrival, UTC.
+    Day,
+    /// Status.
+    Status,
+    /// Session, 16 hex digits.
+    Session,
+    /// Job, 16 hex digits.
+    Job,
+    /// Coin.
+    Coin,
+}
+
+impl Key {
+    /// Every key.
+    pub const ALL: [Self; 8] = [Self::Worker, Self::Minute, Self::Hour, Self::Day, Self::Status, Self::Session, Self::Job, Self::Coin];
+
+    /// Name on the command line and of the column.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Worker => "worker",
+            Self::Minute => "minute",
+            Self::Hour => "hour",
+            Self::Day => "day",
+            Self::Status => "status",
+            Self::Session => "session",
+            Self::Job => "job",
+            Self::Coin => "coin",
+        }
+    }
+
+    #[inline]
+    fn of(self, row: &LoggedRow) -> u64 {
+        match self {
+            Self::Worker => row.worker,
+            Self::Minute => row.arrival_us / 60_000_000,
+            Self::Hour => row.arrival_us / 3_600_000_000,
+            Self::Day => row.arrival_us / 86_400_000_000,
+            Self::Status => u64::from(row.status),
+            Self::Session => row.session,
+            Self::Job => row.job,
+            Self::Coin => u64::from(row.coin),
+        }
+    }
+
+    fn text(self, value: u64, names: &IdMap<u64, String>) -> String {
+        match self {
+            Self::Worker if value == 0 => "(unauthorized)".into(),
+            Self::Worker => names.get(&value).cloned().unwrap_or_else(|| format!("{value:016x}")),
+            Self::Minute => utc_text(value * 60),
+            Self::Hour => utc_text(value * 3600),
+            Self::Day => day_text(value),
+            Self::Status => {
+                u8::try_from(value).ok().and_then(ShareStatus::from_u8).map_or_else(|| value.to_string(), |status| status.label().into())
+            }
+            Self::Session | Self::Job => format!("{value:016x}"),
+            Self::Coin if value == 0 => "bitcoin".into(),
+            Self::Coin => value.to_string(),
+        }
+    }
+}
+
+/// Reads `worker,minute`. The error is a sentence for the user.
+pub fn parse_by(text: &str) -> Result<Vec<Key>, String> {
+    let mut keys = Vec::new();
+    for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
+        let known = || Key::ALL.map(Key::label).join(", ");
+        let key = Key::ALL.into_iter().find(|key| key.label() == part).ok_or_else(|| format!("no key {part:?}; there are {}", known()))?;
+        if keys.contains(&key) {
+            return Err(format!("key {part:?} stands twice"));
+        }
+        keys.push(key);
+    }
+    Ok(keys)
+}
+
+/// Reads `90s`, `15m`, `1h`, `7d` as the moment that long before `now_us`.
+pub fn parse_since(text: &str, now_us: u64) -> Result<u64, String> {
+    let wrong = || format!("{text:?} is no span of time: write a whole number and s, m, h or d, as in 1h");
+    let unit = text.chars().last().ok_or_else(wrong)?;
+    let seconds: u64 = match unit {
+        's' => 1,
+        'm' => 60,
+        'h' => 3600,
+        'd' => 86_400,
+        _ => return Err(wrong()),
+    };
+    let number: u64 = text.strip_suffix(unit).and_then(|number| number.parse().ok()).ok_or_else(wrong)?;
+    Ok(now_us.saturating_sub(number.saturating_mul(seconds * 1_000_000)))
+}
+
+/// Reads `status=accepted`.
+pub fn parse_where(text: &str) -> Result<ShareStatus, String> {
+    let labels = || ShareStatus::ALL.map(ShareStatus::label).join(", ");
+    let label = text.strip_prefix("status=").ok_or_else(|| format!("{text:?} is not of the form status=accepted"))?;
+    ShareStatus::from_label(label).ok_or_else(|| format!("no status {label:?}; there are {}", labels()))
+}
+
+#[derive(Clone, Copy, Default)]
+struct Sums {
+    shares: u64,
+    work: u128,
+    credited: u128,
+}
+
+/// Sums of one combination of keys.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct GroupRow {
+    /// One text per key.
+    pub keys: Vec<String>,
+    /// Rows.
+    pub shares: u64,
+    /// Work judged, in expected hashes.
+    pub work: u128,
+    /// Work of accepted rows.
+    pub credited: u128,
+}
+
+/// Rows summed by keys, sorted by key.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Table {
+    /// The keys, in order of columns.
+    pub by: Vec<Key>,
+    /// The sums.
+    pub rows: Vec<GroupRow>,
+    /// Segments that could not be read and are missing from the sums: a sentence each.
+    pub damaged: Vec<String>,
+}
+
+/// Sums the rows of the log in `dir` that `filter` takes. Each key may stand once.
+pub fn group(dir: &Path, by: &[Key], filter: &Filter) -> Result<Table, LogError> {
+    match by.len() {
+        0 => group_by(dir, &[], by, filter),
+        1 => group_by(dir, &first_of::<1>(by), by, filter),
+        2 => group_by(dir, &first_of::<2>(by), by, filter),
+        3 => group_by(dir, &first_of::<3>(by), by, filter),
+        4 => group_by(dir, &first_of::<4>(by), by, filter),
+        _ => group_by(dir, &first_of::<8>(by), by, filter),
+    }
+}
+
+/// The keys as an array; missing ones repeat the first, which changes no group.
+fn first_of<const N: usize>(by: &[Key]) -> [Key; N] {
+    std::array::from_fn(|index| by.get(index).or(by.first()).copied().unwrap_or(Key::Coin))
+}
+
+fn group_by<const N: usize>(dir: &Path, keys: &[Key; N], by: &[Key], filter: &Filter) -> Result<Table, LogError> {
+    let mut groups: IdMap<[u64; N], Sums> = IdMap::default();
+    let mut add = |row: &LoggedRow| {
+        if filter.takes(row) {
+            let sums = groups.entry(keys.map(|key| key.of(row))).or_default();
+            sums.shares += 1;
+            sums.work += u128::from(row.work);
+            if row.status == ShareStatus::Accepted as u8 {
+                sums.credited += u128::from(row.work);
+            }
+        }
+    };
+    let (metas, unsealed) = snapshot(dir)?;
+    let store = SegmentStore::open(dir)?;
+    let mut bytes = Vec::new();
+    let mut damaged = Vec::new();
+    for meta in metas.iter().filter(|meta| filter.may_take(meta)) {
+        match store.read_native(meta, &mut bytes) {
+            Ok(true) => match SegmentBlock::parse(&bytes) {
+                Ok(block) => (0..block.rows()).for_each(|row| add(&block.row(row))),
+                Err(what) => damaged.push(LogError::damaged(&store.native_path(meta), what).to_string()),
+            },
+            Ok(false) => {}
+            Err(error @ LogError::Damaged { .. }) => damaged.push(error.to_string()),
+            Err(error) => return Err(error),
+        }
+    }
+    unsealed.iter().for_each(add);
+
+    let names = if by.contains(&Key::Worker) { worker_names(dir)? } else { IdMap::default() };
+    let mut sorted: Vec<_> = groups.into_iter().collect();
+    sorted.sort_unstable_by_key(|(values, _)| *values);
+    let mut rows: Vec<GroupRow> = sorted
+        .into_iter()
+        .map(|(values, sums)| GroupRow {
+            keys: by.iter().zip(values).map(|(key, value)| key.text(value, &names)).collect(),
+            shares: sums.shares,
+            work: sums.work,
+            credited: sums.credited,
+        })
+        .collect();
+    if by.first() == Some(&Key::Worker) {
+        rows.sort_by(|a, b| a.keys.cmp(&b.keys));
+    }
+    Ok(Table { by: by.to_vec(), rows, damaged })
+}
+
+/// Name by worker id, from `dimensions.log` and the journal.
+fn worker_names(dir: &Path) -> Result<IdMap<u64, String>, LogError> {
+    let mut names: IdMap<u64, String> = IdMap::default();
+    for scan in crate::journal_scan::read_journals(dir, u64::MAX)? {
+        names.extend(scan.dimensions.iter().filter_map(|dimension| dimension.as_worker()).map(|record| (record.worker.0, record.name)));
+    }
+    for entry in DimensionReader::from(dir, 0)? {
+        match entry {
+            Ok((_, DimensionEntry::Worker { record, .. })) => drop(names.insert(record.worker.0, record.name)),
+            Ok(_) | Err(LogError::Damaged { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(names)
+}
+
+impl Table {
+    fn header(&self) -> Vec<&'static str> {
+        self.by.iter().map(|key| key.label()).chain(["shares", "work", "credited"]).collect()
+    }
+
+    /// Comma-separated values with a header line; fields with a comma or quote are quoted (RFC 4180).
+    pub fn to_csv(&self) -> String {
+        let mut text = self.header().join(",");
+        text.push('\n');
+        for row in &self.rows {
+            for key in &row.keys {
+                if key.contains([',', '"', '\n', '\r']) {
+                    text.push_str(&format!("\"{}\",", key.replace('"', "\"\"")));
+                } else {
+                    text.push_str(key);
+                    text.push(',');
+                }
+            }
+            text.push_str(&format!("{},{},{}\n", row.shares, row.work, row.credited));
+        }
+        text
+    }
+
+    /// A JSON list of objects. `work` and `credited` are decimal texts: they pass 2^53 soon and 2^64 later.
+    pub fn to_json(&self) -> String {
+        let rows: Vec<serde_json::Value> = self
+            .rows
+            .iter()
+            .map(|row| {
+                let mut object = serde_json::Map::new();
+                for (key, value) in self.by.iter().zip(&row.keys) {
+                    object.insert(key.label().into(), value.clone().into());
+                }
+                object.insert("shares".into(), row.shares.into());
+                object.insert("work".into(), row.work.to_string().into());
+                object.insert("credited".into(), row.credited.to_string().into());
+                object.into()
+            })
+            .collect();
+        serde_json::Value::from(rows).to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_parse_or_say_what_is_wrong() {
+        assert_eq!(parse_by("worker, minute"), Ok(vec![Key::Worker, Key::Minute]));
+        assert_eq!(parse_by(""), Ok(vec![]));
+        assert!(parse_by("worker,worker").is_err());
+        assert!(parse_by("wroker").expect_err("typo").contains("worker"));
+        assert_eq!(parse_since("1h", 4_000_000_000), Ok(400_000_000));
+        assert_eq!(parse_since("9d", 5), Ok(0));
+        for wrong in ["", "h", "1", "1y", "-1h", "1µ", "99999999999999999999s"] {
+            assert!(parse_since(wrong, 0).is_err(), "{wrong}");
+        }
+        assert_eq!(parse_where("status=stale"), Ok(ShareStatus::Stale));
+        assert!(parse_where("status=ok").is_err());
+        assert!(parse_where("stale").is_err());
+    }
+
+    #[test]
+    fn csv_quotes_what_needs_it() {
+        let row = GroupRow { keys: vec!["a,b".into()], shares: 1, work: u128::MAX, credited: 0 };
+        let table = Table { by: vec![Key::Worker], rows: vec![row], damaged: vec![] };
+        assert_eq!(table.to_csv(), format!("worker,shares,work,credited\n\"a,b\",1,{},0\n", u128::MAX));
+        assert_eq!(table.to_json(), format!(r#"[{{"worker":"a,b","shares":1,"work":"{}","credited":"0"}}]"#, u128::MAX));
+    }
+}
