@@ -88,7 +88,8 @@ impl BlockStatus {
     }
 }
 
-/// A step in the life of a block: `Found` comes once, then exactly one of the others.
+/// A step in the life of a block: `Found` comes once, then one of the others. The last one holds: a block that was `Rejected` because the nodes that answered
+/// refused it becomes `Accepted` when a slower node turns out to have it in its chain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BlockEvent {
     /// The job it solves.
@@ -164,7 +165,7 @@ pub async fn run<N: NodeRpc, S: ChainSink, C: Clock>(
     let deadline = Instant::now() + STOP_WAIT;
     while driver.blocks_on_their_way() {
         match tokio::time::timeout_at(deadline, events.recv()).await {
-            Ok(Some(Event::Settled { parent, outcome })) => driver.on_settled(parent, outcome),
+            Ok(Some(event @ (Event::Settled { .. } | Event::AcceptedLate { .. }))) => driver.on_event(event),
             Ok(Some(_)) => {}
             Ok(None) | Err(_) => break,
         }
@@ -191,6 +192,7 @@ enum Event {
     Failed { node: usize, why: Why, error: NodeError },
     Tip { node: usize, best: Result<Hash256, NodeError> },
     Settled { parent: Hash256, outcome: Outcome },
+    AcceptedLate { parent: Hash256, hash: Hash256, node: usize },
 }
 
 /// What is known of a node.
@@ -230,6 +232,8 @@ struct Parent {
     waiting: VecDeque<Waiting>,
     /// Set when a block stands on it, ours or another's: everything else on this parent is superseded.
     taken: Option<String>,
+    /// What was refused by the nodes that answered, while another may still be at it.
+    refused: Vec<Waiting>,
 }
 
 struct Driver<N, S, C> {
@@ -463,6 +467,7 @@ impl<N: NodeRpc, S: ChainSink, C: Clock> Driver<N, S, C> {
             }
             Event::Tip { node, best } => self.on_tip(node, best),
             Event::Settled { parent, outcome } => self.on_settled(parent, outcome),
+            Event::AcceptedLate { parent, hash, node } => self.on_accepted_late(parent, hash, node),
         }
         self.long_poll_if_due(Instant::now());
     }
@@ -720,11 +725,14 @@ impl<N: NodeRpc, S: ChainSink, C: Clock> Driver<N, S, C> {
                     let (nodes, events, hash) = (Arc::clone(&self.nodes), self.events.clone(), next.candidate.hash);
                     state.on_its_way = Some(next);
                     // Not one of `tasks`: a block on its way outlives the driver's interest in anything else.
-                    let settling = submit::settle(nodes, hex.into(), hash);
+                    let mut settling = submit::settle(nodes, Arc::new(hex), hash);
                     tokio::spawn(async move {
-                        let outcome = settling.await;
-                        if let Some(events) = events {
-                            let _ = events.send(Event::Settled { parent, outcome });
+                        let Some(events) = events else { return };
+                        let outcome = settling.outcome().await;
+                        let accepted = matches!(outcome, Outcome::Accepted { .. });
+                        let _ = events.send(Event::Settled { parent, outcome });
+                        if !accepted && let Some(node) = settling.accepted_late().await {
+                            let _ = events.send(Event::AcceptedLate { parent, hash, node });
                         }
                     });
                     break;
@@ -738,35 +746,58 @@ impl<N: NodeRpc, S: ChainSink, C: Clock> Driver<N, S, C> {
     fn on_settled(&mut self, parent: Hash256, outcome: Outcome) {
         let Some(state) = self.parents.get_mut(&parent) else { return };
         let Some(settled) = state.on_its_way.take() else { return };
-        let hash = settled.candidate.hash;
         match outcome {
-            Outcome::Accepted { node } => {
-                let by = format!("block {hash} of this pool was first");
-                state.taken = Some(by.clone());
-                let waiting = std::mem::take(&mut state.waiting);
-                // First of all new work on the new block, from the node that has it.
-                self.fetch(node, Why::Tip);
-                let url = self.nodes.url(node).to_owned();
-                self.tell_waiting(&settled, BlockStatus::Accepted, url);
-                for other in waiting {
-                    self.tell_waiting(&other, BlockStatus::Superseded, by.clone());
-                }
-            }
+            Outcome::Accepted { node } => self.accepted(parent, &settled, node),
             Outcome::Lost { reason } => {
                 let by = "another block stands on this parent".to_owned();
                 state.taken = Some(by.clone());
                 let waiting = std::mem::take(&mut state.waiting);
                 self.tell_waiting(&settled, BlockStatus::Rejected, reason);
+                self.remember_refused(parent, settled);
                 for other in waiting {
                     self.tell_waiting(&other, BlockStatus::Superseded, by.clone());
                 }
             }
             Outcome::Refused { reason } => {
-                let refused = self.submit_next(parent);
+                let unassembled = self.submit_next(parent);
                 self.tell_waiting(&settled, BlockStatus::Rejected, reason);
-                self.tell_refused(refused);
+                self.remember_refused(parent, settled);
+                self.tell_refused(unassembled);
             }
         }
+    }
+
+    fn accepted(&mut self, parent: Hash256, block: &Waiting, node: usize) {
+        // First of all new work on the new block, from the node that has it.
+        self.fetch(node, Why::Tip);
+        let by = format!("block {} of this pool was first", block.candidate.hash);
+        let mut waiting = VecDeque::new();
+        if let Some(state) = self.parents.get_mut(&parent) {
+            state.taken = Some(by.clone());
+            waiting = std::mem::take(&mut state.waiting);
+        }
+        let url = self.nodes.url(node).to_owned();
+        self.tell_waiting(block, BlockStatus::Accepted, url);
+        for other in waiting {
+            self.tell_waiting(&other, BlockStatus::Superseded, by.clone());
+        }
+    }
+
+    fn remember_refused(&mut self, parent: Hash256, block: Waiting) {
+        if let Some(state) = self.parents.get_mut(&parent)
+            && state.refused.len() < WAITING_MAX
+        {
+            state.refused.push(Waiting { template: None, ..block });
+        }
+    }
+
+    /// A node that was not waited for has the block after all: what was told is corrected.
+    fn on_accepted_late(&mut self, parent: Hash256, hash: Hash256, node: usize) {
+        let Some(state) = self.parents.get_mut(&parent) else { return };
+        let Some(at) = state.refused.iter().position(|block| block.candidate.hash == hash) else { return };
+        let block = state.refused.swap_remove(at);
+        self.stats.blocks_rejected.fetch_sub(1, Ordering::Relaxed);
+        self.accepted(parent, &block, node);
     }
 
     fn blocks_on_their_way(&self) -> bool {

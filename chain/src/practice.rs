@@ -124,14 +124,12 @@ impl<C: Clock> Practice<C> {
     fn at_now(&self) -> MutexGuard<'_, Chain<C>> {
         let mut chain = self.lock();
         let block_us = chain.settings.block_s.saturating_mul(1_000_000);
-        if block_us > 0 {
-            let due = chain.clock.now_us().saturating_sub(chain.tip_since_us) / block_us;
-            // After a long sleep of the host one block is enough: nobody mined on those between.
-            if due > 0 {
-                let since = chain.tip_since_us + due * block_us;
-                chain.mine_elsewhere();
-                chain.tip_since_us = since;
-            }
+        let due = chain.clock.now_us().saturating_sub(chain.tip_since_us).checked_div(block_us).unwrap_or(0);
+        // After a long sleep of the host one block is enough: nobody mined on those between.
+        if due > 0 {
+            let since = chain.tip_since_us + due * block_us;
+            chain.mine_elsewhere();
+            chain.tip_since_us = since;
         }
         chain
     }

@@ -1,7 +1,6 @@
 //! One block on its way to every node, until the tip tells what became of it.
 use crate::node::{NodeError, NodeRpc, SubmitReply, one_line};
 use otedama_primitives::Hash256;
-use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -15,7 +14,7 @@ const CONFIRM_TRIES: u32 = 5;
 const CONFIRM_PAUSE: Duration = Duration::from_millis(100);
 
 /// Once one node has refused, the others have this long to say otherwise: the next candidate waits.
-const OTHERS_WAIT: Duration = Duration::from_secs(2);
+const OTHERS_WAIT: Duration = Duration::from_secs(5);
 
 /// What became of a block.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,42 +39,61 @@ enum Answer {
     Failed,
 }
 
-/// Sends the block to every node at once; the tasks that do so are ready to run when this returns. The future ends with the first node that has the block in
-/// its chain, or when those that can be reached have refused it. The other nodes go on in the background.
-pub(crate) fn settle<N: NodeRpc>(nodes: Arc<N>, block_hex: Arc<str>, hash: Hash256) -> impl Future<Output = Outcome> + Send {
+/// A block that has been sent to every node.
+pub(crate) struct Settling<N> {
+    nodes: Arc<N>,
+    settled: Arc<AtomicBool>,
+    answers: mpsc::UnboundedReceiver<(usize, Answer)>,
+}
+
+/// Sends the block to every node at once; the tasks that do so are ready to run when this returns.
+pub(crate) fn settle<N: NodeRpc>(nodes: Arc<N>, block_hex: Arc<String>, hash: Hash256) -> Settling<N> {
     let settled = Arc::new(AtomicBool::new(false));
     let (report, answers) = mpsc::unbounded_channel();
     for node in 0..nodes.nodes() {
         let one = ToOneNode { nodes: Arc::clone(&nodes), node, hash, settled: Arc::clone(&settled), report: report.clone() };
         tokio::spawn(one.run(Arc::clone(&block_hex)));
     }
-    collect(nodes, settled, answers)
+    Settling { nodes, settled, answers }
 }
 
-async fn collect<N: NodeRpc>(nodes: Arc<N>, settled: Arc<AtomicBool>, mut answers: mpsc::UnboundedReceiver<(usize, Answer)>) -> Outcome {
-    let mut latest: Vec<Option<Answer>> = vec![None; nodes.nodes()];
-    let mut deadline = None;
-    loop {
-        let next = match deadline {
-            None => answers.recv().await,
-            Some(deadline) => tokio::time::timeout_at(deadline, answers.recv()).await.unwrap_or(None),
-        };
-        let Some((node, answer)) = next else { break };
-        if matches!(answer, Answer::Accepted) {
-            // Relaxed: a hint to stop trying again; nothing is published with it.
-            settled.store(true, Ordering::Relaxed);
-            return Outcome::Accepted { node };
-        }
-        latest[node] = Some(answer);
-        if latest.iter().any(|answer| matches!(answer, Some(Answer::Refused(_) | Answer::Lost(_)))) {
-            if latest.iter().all(Option::is_some) {
-                break;
+impl<N: NodeRpc> Settling<N> {
+    /// Ends with the first node that has the block in its chain, or when those that can be reached have refused it. The other nodes go on in the background.
+    pub(crate) async fn outcome(&mut self) -> Outcome {
+        let mut latest: Vec<Option<Answer>> = vec![None; self.nodes.nodes()];
+        let mut deadline = None;
+        loop {
+            let next = match deadline {
+                None => self.answers.recv().await,
+                Some(deadline) => tokio::time::timeout_at(deadline, self.answers.recv()).await.unwrap_or(None),
+            };
+            let Some((node, answer)) = next else { break };
+            if matches!(answer, Answer::Accepted) {
+                // Relaxed: a hint to stop trying again; nothing is published with it.
+                self.settled.store(true, Ordering::Relaxed);
+                return Outcome::Accepted { node };
             }
-            deadline.get_or_insert_with(|| Instant::now() + OTHERS_WAIT);
+            latest[node] = Some(answer);
+            if latest.iter().any(|answer| matches!(answer, Some(Answer::Refused(_) | Answer::Lost(_)))) {
+                if latest.iter().all(Option::is_some) {
+                    break;
+                }
+                deadline.get_or_insert_with(|| Instant::now() + OTHERS_WAIT);
+            }
         }
+        self.settled.store(true, Ordering::Relaxed);
+        verdict(&*self.nodes, &latest)
     }
-    settled.store(true, Ordering::Relaxed);
-    verdict(&*nodes, &latest)
+
+    /// After an outcome that was no acceptance: the first node that has the block in its chain after all, having taken longer than the others were waited for.
+    pub(crate) async fn accepted_late(mut self) -> Option<usize> {
+        while let Some((node, answer)) = self.answers.recv().await {
+            if matches!(answer, Answer::Accepted) {
+                return Some(node);
+            }
+        }
+        None
+    }
 }
 
 fn verdict<N: NodeRpc>(nodes: &N, latest: &[Option<Answer>]) -> Outcome {
@@ -105,7 +123,7 @@ struct ToOneNode<N> {
 
 impl<N: NodeRpc> ToOneNode<N> {
     /// The first try is made whatever the others say; later ones only while nobody has the block.
-    async fn run(self, block_hex: Arc<str>) {
+    async fn run(self, block_hex: Arc<String>) {
         let deadline = Instant::now() + GIVE_UP;
         let mut pause = Duration::from_millis(50);
         let mut known = None;
