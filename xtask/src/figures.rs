@@ -226,16 +226,18 @@ impl Bench<'_> {
                     }
                 }
             }
-            let conditions = format!(
-                "{connections} connections x {depth} shares in flight, loopback, valid proof of work, unique extranonce2, {running}; server on core {SERVER_CORE}, loadgen on core {LOAD_CORE}; {} s after 1 s of warm-up",
+            let load = format!(
+                "{connections} connections x {depth} shares in flight, loopback, valid proof of work, unique extranonce2; server on core {SERVER_CORE}, loadgen on core {LOAD_CORE}; {} s after 1 s of warm-up",
                 self.request.seconds
             );
+            let conditions = format!("{running}; {load}");
+            let null_conditions = format!("loadgen null; {load}");
             let ratios: Vec<f64> = pool.per_cpu_s.iter().zip(&null.per_cpu_s).map(|(pool, null)| pool / null).collect();
             let answered = "answered shares per second of server user and system time";
             let shape = format!("{connections}x{depth}");
             let per_cpu_s = "shares/CPU-s";
             figures.push(self.figure(&format!("pool_{shape}_shares_per_cpu_s"), &pool.per_cpu_s, per_cpu_s, answered, &conditions));
-            figures.push(self.figure(&format!("null_{shape}_shares_per_cpu_s"), &null.per_cpu_s, per_cpu_s, answered, &conditions));
+            figures.push(self.figure(&format!("null_{shape}_shares_per_cpu_s"), &null.per_cpu_s, per_cpu_s, answered, &null_conditions));
             figures.push(self.figure(
                 &format!("pool_to_null_{shape}_ratio"),
                 &ratios,

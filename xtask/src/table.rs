@@ -57,10 +57,17 @@ fn table(entries: &[Value]) -> String {
     if entries.is_empty() {
         return "No figure has been measured yet: `cargo xtask figures pipeline`, then `memory`, `start` and `table`.\n".to_owned();
     }
-    let mut out = String::from("| Figure | Median | Least to largest | Runs | Conditions |\n|---|---|---|---|---|\n");
-    let plain = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned).replace('|', "\\|");
+    let mut out = String::from("| Figure | Median | Least to largest | Runs | Conditions |\n|---|---:|---:|---:|---|\n");
+    let plain = |value: &Value| value.as_str().map_or_else(|| grouped(&value.to_string()), |text| text.replace('|', "\\|"));
+    // Figures of one run share their conditions, which are long: they stand once, below.
+    let mut conditions: Vec<String> = Vec::new();
     for entry in entries {
         let spread = entry["spread"].as_array().map_or(String::new(), |ends| ends.iter().map(plain).collect::<Vec<_>>().join(" to "));
+        let condition = plain(&entry["conditions"]);
+        let number = conditions.iter().position(|known| *known == condition).unwrap_or_else(|| {
+            conditions.push(condition);
+            conditions.len() - 1
+        });
         // Writing to a String cannot fail.
         let _ = writeln!(
             out,
@@ -69,8 +76,12 @@ fn table(entries: &[Value]) -> String {
             plain(&entry["value"]),
             plain(&entry["unit"]),
             plain(&entry["runs"]),
-            plain(&entry["conditions"])
+            number + 1
         );
+    }
+    out.push_str("\nConditions:\n\n");
+    for (index, condition) in conditions.iter().enumerate() {
+        let _ = writeln!(out, "{}. {condition}", index + 1);
     }
     let mut origins: Vec<String> = entries
         .iter()
@@ -79,6 +90,26 @@ fn table(entries: &[Value]) -> String {
     origins.sort();
     origins.dedup();
     let _ = writeln!(out, "\nMeasured by {}.", origins.join("; "));
+    out
+}
+
+/// A number with its thousands set apart: 1235000 as 1,235,000. Text that is no number stays as it is.
+fn grouped(number: &str) -> String {
+    let (whole, rest) = number.split_once('.').map_or((number, None), |(whole, rest)| (whole, Some(rest)));
+    if !whole.bytes().all(|digit| digit.is_ascii_digit()) {
+        return number.to_owned();
+    }
+    let mut out = String::new();
+    for (index, digit) in whole.chars().enumerate() {
+        if index > 0 && (whole.len() - index).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    if let Some(rest) = rest.filter(|rest| *rest != "0") {
+        out.push('.');
+        out.push_str(rest);
+    }
     out
 }
 
@@ -99,9 +130,25 @@ mod tests {
     #[test]
     fn every_figure_has_a_row_with_its_value_and_command() {
         let entry = json!({"name": "n", "value": 12.5, "unit": "ms", "runs": 3, "spread": [12.0, 13.0], "conditions": "a|b", "cpu": "c", "commit": "d", "command": "cargo xtask figures start"});
-        let text = table(&[entry]);
-        assert!(text.contains("| `n` | 12.5 ms | 12.0 to 13.0 | 3 | a\\|b |"), "{text}");
+        let text = table(&[entry.clone(), entry]);
+        assert_eq!(text.matches("| `n` | 12.5 ms | 12 to 13 | 3 | 1 |").count(), 2, "{text}");
+        assert_eq!(text.matches("1. a\\|b\n").count(), 1, "{text}");
         assert!(text.contains("`cargo xtask figures start` on c, commit d"), "{text}");
         assert!(table(&[]).contains("No figure"));
+    }
+
+    #[test]
+    fn thousands_are_set_apart() {
+        for (number, text) in [
+            ("1235000", "1,235,000"),
+            ("999", "999"),
+            ("1000", "1,000"),
+            ("100.0", "100"),
+            ("0.3012", "0.3012"),
+            ("1234.5", "1,234.5"),
+            ("null", "null"),
+        ] {
+            assert_eq!(grouped(number), text);
+        }
     }
 }
