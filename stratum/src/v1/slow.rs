@@ -26,9 +26,10 @@ pub fn parse(line: &[u8]) -> Option<SlowRequest<'_>> {
     let id = match get("id") {
         None => Some(IdToken::NULL),
         Some(raw) => match raw.as_bytes().first() {
-            // Half a surrogate pair passes JSON's grammar, but the miner's own parser may choke on the echo.
+            // Half a surrogate pair and a number past a double pass JSON's grammar, but the miner's own parser may choke on the echo.
             Some(b'"') => serde_json::from_str::<String>(raw).ok().and_then(|_| IdToken::new(raw.as_bytes())),
-            Some(b'-' | b'0'..=b'9' | b'n') => IdToken::new(raw.as_bytes()),
+            Some(b'-' | b'0'..=b'9') => serde_json::from_str::<f64>(raw).ok().and_then(|_| IdToken::new(raw.as_bytes())),
+            Some(b'n') => Some(IdToken::NULL),
             _ => None,
         },
     };

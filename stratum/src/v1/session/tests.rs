@@ -191,7 +191,7 @@ fn ids_are_echoed_byte_for_byte_and_longer_ones_are_refused() {
         assert_eq!(submit.status, Submit::PENDING);
         assert_eq!(token.as_bytes(), id.as_bytes());
     }
-    for id in ["12345678901234567", "\"123456789012345\"", "true", "false", "[1]", "{}", "1.2345678901234567", "\"\\udc00\""] {
+    for id in ["12345678901234567", "\"123456789012345\"", "true", "false", "[1]", "{}", "1.2345678901234567", "11e999", "\"\\udc00\""] {
         let mut table = Table::mining();
         let (event, out) = table.say(&format!("{{\"id\":{id},\"method\":\"mining.ping\",\"params\":[]}}"));
         assert_eq!(event, Event::Refused);
@@ -690,6 +690,11 @@ fn no_session_is_sent_or_judged_at_more_than_the_network() {
         let easy = Arc::new(PublishedJob::new(Job { network_target: target, nbits, ..job(counter, true) }, SALT));
         assert!(easy.network_difficulty.work() <= easy.network_work);
         table.book.publish(Arc::clone(&easy));
+        // A miner may name a job that it has from elsewhere, before it was sent here.
+        let early =
+            format!(r#"{{"id":1,"method":"mining.submit","params":["rig.1","{:08x}","0000000000000001","6b49d200","1"]}}"#, SALT + counter);
+        let early = table.submit(&early);
+        assert!(early.work <= easy.network_work.hashes(), "judged at {} over nbits {nbits:08x}", early.work);
         let mut out = Vec::new();
         let ctx = Context { settings: &table.settings, jobs: &table.book, now_us: table.clock.now_us(), peer: None };
         table.session.notify(&ctx, &easy, false, &mut out);
