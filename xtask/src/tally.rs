@@ -65,7 +65,8 @@ impl Reader {
             _ => {}
         }
         let passed = line.starts_with("test ") && line.ends_with(" ... ok");
-        if self.in_successes || passed || line.trim().is_empty() { Show::Nothing } else { Show::Line(line) }
+        let building = ["Compiling ", "Downloaded ", "Downloading "].iter().any(|word| line.trim_start().starts_with(word));
+        if self.in_successes || passed || building || line.trim().is_empty() { Show::Nothing } else { Show::Line(line) }
     }
 
     /// The counts, given whether the command itself succeeded.
@@ -153,7 +154,7 @@ test result: ok. 14 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; fin
         for line in ["thread 'd' panicked", "test d ... FAILED", "test c ... ignored, needs an hour", "SKIP no ClickHouse here"] {
             assert!(shown.iter().any(|have| have == line), "{line} is not in {shown:?}");
         }
-        for line in ["    noise", "test a ... ok"] {
+        for line in ["    noise", "test a ... ok", "   Compiling otedama v0.1.0"] {
             assert!(shown.iter().all(|have| have != line), "{line} is in {shown:?}");
         }
     }
