@@ -3,7 +3,8 @@ use crate::coinbase::{self, EXTRANONCE1_BYTES};
 use crate::jobs::Assembler;
 use crate::merkle;
 use crate::template::Template;
-use otedama_primitives::{BlockCandidate, Hash256, Job, JobId, Target, decode_hex, encode_hex};
+use otedama_primitives::{BlockCandidate, Hash256, HexError, Job, JobId, Target, decode_hex, encode_hex};
+use std::sync::Arc;
 
 /// Why a candidate does not become a block.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -52,7 +53,27 @@ pub enum BlockError {
     },
     /// The template's transactions are no hex; `Template::parse` makes sure they are.
     #[error("the template's transactions are not hex: {0}")]
-    Body(otedama_primitives::HexError),
+    Body(HexError),
+}
+
+/// A block in the hex that submitblock takes, in two pieces, so that the megabytes are shared with the template and not copied.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BlockHex {
+    /// Header, number of transactions, coinbase.
+    pub head: String,
+    /// The template's transactions.
+    pub body: Arc<str>,
+}
+
+impl BlockHex {
+    /// The block in bytes; fails where a piece is not hex.
+    pub fn to_bytes(&self) -> Result<Vec<u8>, HexError> {
+        let (head, body) = (self.head.len() / 2, self.body.len() / 2);
+        let mut bytes = vec![0u8; head + body];
+        decode_hex(self.head.as_bytes(), &mut bytes[..head])?;
+        decode_hex(self.body.as_bytes(), &mut bytes[head..])?;
+        Ok(bytes)
+    }
 }
 
 /// The stripped coinbase that a candidate hashed.
@@ -91,8 +112,8 @@ pub fn header_of(job: &Job, candidate: &BlockCandidate) -> Result<[u8; 80], Bloc
 }
 
 impl Assembler {
-    /// The block in the hex that submitblock takes. Its hash is computed again and must be the candidate's and meet the network target.
-    pub fn block_hex(&self, template: &Template, job: &Job, candidate: &BlockCandidate) -> Result<String, BlockError> {
+    /// The block as submitblock takes it. Its hash is computed again and must be the candidate's and meet the network target.
+    pub fn block_in_pieces(&self, template: &Template, job: &Job, candidate: &BlockCandidate) -> Result<BlockHex, BlockError> {
         if candidate.job != job.id {
             return Err(BlockError::OtherJob { candidate: candidate.job, job: job.id });
         }
@@ -116,17 +137,17 @@ impl Assembler {
         } else {
             head.extend_from_slice(&stripped);
         }
-        let mut hex = String::with_capacity(head.len() * 2 + template.body_hex.len());
-        hex.push_str(&encode_hex(&head));
-        hex.push_str(&template.body_hex);
-        Ok(hex)
+        Ok(BlockHex { head: encode_hex(&head), body: Arc::clone(&template.body_hex) })
     }
 
-    /// The block in bytes; see `block_hex`.
+    /// The block as one text of hex; see `block_in_pieces`.
+    pub fn block_hex(&self, template: &Template, job: &Job, candidate: &BlockCandidate) -> Result<String, BlockError> {
+        let block = self.block_in_pieces(template, job, candidate)?;
+        Ok(block.head + &block.body)
+    }
+
+    /// The block in bytes; see `block_in_pieces`.
     pub fn block(&self, template: &Template, job: &Job, candidate: &BlockCandidate) -> Result<Vec<u8>, BlockError> {
-        let hex = self.block_hex(template, job, candidate)?;
-        let mut bytes = vec![0u8; hex.len() / 2];
-        decode_hex(hex.as_bytes(), &mut bytes).map_err(BlockError::Body)?;
-        Ok(bytes)
+        self.block_in_pieces(template, job, candidate)?.to_bytes().map_err(BlockError::Body)
     }
 }

@@ -716,16 +716,16 @@ impl<N: NodeRpc, S: ChainSink, C: Clock> Driver<N, S, C> {
         let mut refused = Vec::new();
         let Some(state) = self.parents.get_mut(&parent) else { return refused };
         while let Some(next) = state.waiting.pop_front() {
-            let hex = match &next.template {
+            let block = match &next.template {
                 None => Err("the template of its job is no longer kept".to_owned()),
-                Some(template) => self.assembler.block_hex(template, &next.job, &next.candidate).map_err(|error| one_line(&error)),
+                Some(template) => self.assembler.block_in_pieces(template, &next.job, &next.candidate).map_err(|error| one_line(&error)),
             };
-            match hex {
-                Ok(hex) => {
+            match block {
+                Ok(block) => {
                     let (nodes, events, hash) = (Arc::clone(&self.nodes), self.events.clone(), next.candidate.hash);
                     state.on_its_way = Some(next);
                     // Not one of `tasks`: a block on its way outlives the driver's interest in anything else.
-                    let mut settling = submit::settle(nodes, Arc::new(hex), hash);
+                    let mut settling = submit::settle(nodes, Arc::new(block), hash);
                     tokio::spawn(async move {
                         let Some(events) = events else { return };
                         let outcome = settling.outcome().await;

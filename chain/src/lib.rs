@@ -17,7 +17,7 @@ mod stats;
 mod submit;
 pub mod template;
 
-pub use blocks::BlockError;
+pub use blocks::{BlockError, BlockHex};
 pub use coinbase::{CoinbaseError, longest_tag};
 pub use driver::{BlockEvent, BlockStatus, ChainSettings, ChainSink, Command, run};
 pub use jobs::{Assembler, AssemblerSettings, JobError};

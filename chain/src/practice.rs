@@ -2,11 +2,12 @@
 //!
 //! The same seed gives the same templates: transactions depend on seed and height, the parent on seed and height or on the block that was accepted, times on
 //! the height. Blocks that are submitted are judged by the rules that a pool can break, with rust-bitcoin's arithmetic and not with our own.
+use crate::blocks::BlockHex;
 use crate::merkle;
 use crate::network::Network;
 use crate::node::{NodeError, NodeRpc, SubmitReply};
 use crate::template::Template;
-use otedama_primitives::{Clock, Hash256, Target, decode_hex, encode_hex};
+use otedama_primitives::{Clock, Hash256, Target, encode_hex};
 use sha2::{Digest, Sha256};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -203,11 +204,10 @@ impl<C: Clock> Chain<C> {
         Ok(hash)
     }
 
-    fn submit(&mut self, hex: &str) -> SubmitReply {
-        let mut bytes = vec![0u8; hex.len() / 2];
-        if decode_hex(hex.as_bytes(), &mut bytes).is_err() {
+    fn submit(&mut self, block: &BlockHex) -> SubmitReply {
+        let Ok(bytes) = block.to_bytes() else {
             return SubmitReply::Reason("Block decode failed".into());
-        }
+        };
         match self.judge(&bytes) {
             Ok(hash) => {
                 self.accepted += 1;
@@ -270,7 +270,7 @@ fn make_template(settings: &PracticeSettings, target: Target, tip: Hash256, heig
         // No transaction has a witness, so these are the wtxids as well.
         witness_commitment: Some(merkle::witness_commitment(&txids)),
         txids,
-        body_hex,
+        body_hex: body_hex.into(),
         longpollid: Some(tip.to_string()),
         received_us: 0,
     }
@@ -299,8 +299,8 @@ impl<C: Clock> NodeRpc for Practice<C> {
         }
     }
 
-    async fn submit_block(&self, _node: usize, block_hex: &str) -> Result<SubmitReply, NodeError> {
-        Ok(self.at_now().submit(block_hex))
+    async fn submit_block(&self, _node: usize, block: &BlockHex) -> Result<SubmitReply, NodeError> {
+        Ok(self.at_now().submit(block))
     }
 
     async fn best_block(&self, _node: usize) -> Result<Hash256, NodeError> {
@@ -401,7 +401,7 @@ mod tests {
                 let template = template(&practice).await;
                 let job = assembler().job(&template, RunId::new(0, 1).job(round + 1)).expect("a job");
                 let candidate = solve(&job);
-                let hex = assembler().block_hex(&template, &job, &candidate).expect("a block");
+                let hex = assembler().block_in_pieces(&template, &job, &candidate).expect("a block");
                 assert_eq!(practice.submit_block(0, &hex).await.expect("reply"), SubmitReply::Null);
                 assert_eq!(practice.best_block(0).await.expect("tip"), candidate.hash);
                 assert_eq!(practice.confirmations(0, &candidate.hash).await.expect("known"), Some(1));
@@ -425,13 +425,16 @@ mod tests {
             (Template { prev_hash: Hash256([9; 32]), ..good.clone() }, "prev-blk-not-found"),
             (Template { nbits: 0x207e_ffff, ..good.clone() }, "bad-diffbits"),
             (Template { curtime: good.mintime - 1, ..good.clone() }, "time-too-old"),
-            (Template { body_hex: String::new(), ..good.clone() }, "Block decode failed"),
+            (Template { body_hex: "".into(), ..good.clone() }, "Block decode failed"),
         ] {
             let job = assembler().job(&fault, RunId::new(0, 1).job(1)).expect("a job");
-            let hex = assembler().block_hex(&fault, &job, &solve(&job)).expect("a block");
+            let hex = assembler().block_in_pieces(&fault, &job, &solve(&job)).expect("a block");
             assert_eq!(practice.submit_block(0, &hex).await.expect("reply"), SubmitReply::Reason(expected.into()));
         }
-        assert_eq!(practice.submit_block(0, "zz").await.expect("reply"), SubmitReply::Reason("Block decode failed".into()));
+        assert_eq!(
+            practice.submit_block(0, &BlockHex { head: "zz".into(), body: "".into() }).await.expect("reply"),
+            SubmitReply::Reason("Block decode failed".into())
+        );
         assert_eq!(practice.height(), HEIGHT_FIRST - 1);
     }
 

@@ -1,4 +1,5 @@
 //! One block on its way to every node, until the tip tells what became of it.
+use crate::blocks::BlockHex;
 use crate::node::{NodeError, NodeRpc, SubmitReply, one_line};
 use otedama_primitives::Hash256;
 use std::sync::Arc;
@@ -47,12 +48,12 @@ pub(crate) struct Settling<N> {
 }
 
 /// Sends the block to every node at once; the tasks that do so are ready to run when this returns.
-pub(crate) fn settle<N: NodeRpc>(nodes: Arc<N>, block_hex: Arc<String>, hash: Hash256) -> Settling<N> {
+pub(crate) fn settle<N: NodeRpc>(nodes: Arc<N>, block: Arc<BlockHex>, hash: Hash256) -> Settling<N> {
     let settled = Arc::new(AtomicBool::new(false));
     let (report, answers) = mpsc::unbounded_channel();
     for node in 0..nodes.nodes() {
         let one = ToOneNode { nodes: Arc::clone(&nodes), node, hash, settled: Arc::clone(&settled), report: report.clone() };
-        tokio::spawn(one.run(Arc::clone(&block_hex)));
+        tokio::spawn(one.run(Arc::clone(&block)));
     }
     Settling { nodes, settled, answers }
 }
@@ -123,13 +124,13 @@ struct ToOneNode<N> {
 
 impl<N: NodeRpc> ToOneNode<N> {
     /// The first try is made whatever the others say; later ones only while nobody has the block.
-    async fn run(self, block_hex: Arc<String>) {
+    async fn run(self, block: Arc<BlockHex>) {
         let deadline = Instant::now() + GIVE_UP;
         let mut pause = Duration::from_millis(50);
         let mut known = None;
         loop {
             let step = match &known {
-                None => self.nodes.submit_block(self.node, &block_hex).await.map(Some),
+                None => self.nodes.submit_block(self.node, &block).await.map(Some),
                 Some(_) => Ok(None),
             };
             let answer = match step {

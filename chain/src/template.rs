@@ -2,6 +2,7 @@
 use crate::merkle;
 use otedama_primitives::{Hash256, HexError, Target, decode_hex};
 use serde_json::{Map, Value};
+use std::sync::Arc;
 
 /// Rules that a block of this pool keeps. A template that demands another one (with `!` in front) is refused: the block might be invalid.
 const RULES_KNOWN: [&str; 6] = ["csv", "segwit", "taproot", "testdummy", "bip34", "bip65"];
@@ -29,8 +30,8 @@ pub struct Template {
     pub coinbase_value_sat: u64,
     /// Ids of the transactions without the coinbase, in block order; the leaves of the merkle tree.
     pub txids: Vec<Hash256>,
-    /// Their data one after the other in lower-case hex, witnesses included, ready to be sent: a found block is not held up by encoding.
-    pub body_hex: String,
+    /// Their data one after the other in lower-case hex, witnesses included, ready to be sent: a found block is neither encoded nor copied.
+    pub body_hex: Arc<str>,
     /// The commitment script, when the block needs one; checked against our own computation from the `hash` fields.
     pub witness_commitment: Option<[u8; 38]>,
     /// Token for the next long poll.
@@ -182,7 +183,7 @@ impl Template {
             curtime,
             coinbase_value_sat,
             txids: transactions.txids,
-            body_hex: transactions.body_hex,
+            body_hex: transactions.body_hex.into(),
             witness_commitment,
             longpollid,
             received_us: 0,
@@ -339,7 +340,7 @@ impl Template {
             curtime: 1_795_218_379,
             coinbase_value_sat: 312_500_000,
             txids: Vec::new(),
-            body_hex: String::new(),
+            body_hex: "".into(),
             witness_commitment: None,
             longpollid: None,
             received_us: 0,

@@ -1,7 +1,7 @@
 //! The chain task against nodes that fail in every way a test can think of, on paused time.
 use otedama_chain::{
-    AssemblerSettings, BlockEvent, BlockStatus, ChainSettings, ChainSink, ChainSnapshot, ChainStats, Command, Network, NodeError, NodeRpc,
-    Practice, PracticeSettings, SubmitReply, Template, blocks, merkle, practice_payout_script,
+    AssemblerSettings, BlockEvent, BlockHex, BlockStatus, ChainSettings, ChainSink, ChainSnapshot, ChainStats, Command, Network, NodeError,
+    NodeRpc, Practice, PracticeSettings, SubmitReply, Template, blocks, merkle, practice_payout_script,
 };
 use otedama_primitives::{BlockCandidate, Clock, Hash256, Job, ManualClock, RunId, Target, WorkerId};
 use std::collections::{HashMap, VecDeque};
@@ -69,7 +69,7 @@ fn template(height: u32, parent: Hash256) -> Template {
         curtime: 1_795_218_379,
         coinbase_value_sat: 312_500_000,
         txids: Vec::new(),
-        body_hex: String::new(),
+        body_hex: "".into(),
         witness_commitment: None,
         longpollid: Some(parent.to_string()),
         received_us: 0,
@@ -140,9 +140,9 @@ impl NodeRpc for Fake {
         }
     }
 
-    async fn submit_block(&self, node: usize, block_hex: &str) -> Result<SubmitReply, NodeError> {
+    async fn submit_block(&self, node: usize, block: &BlockHex) -> Result<SubmitReply, NodeError> {
         let mut header = [0u8; 80];
-        otedama_primitives::decode_hex(&block_hex.as_bytes()[..160], &mut header).expect("hex");
+        otedama_primitives::decode_hex(&block.head.as_bytes()[..160], &mut header).expect("hex");
         let block = merkle::sha256d(&header);
         self.lock()[node].submitted.push(block);
         self.mood(node, "submitblock").await?;

@@ -1,8 +1,8 @@
 //! The JSON-RPC client against a small HTTP server on loopback that answers, refuses, hangs, cuts and lies on demand.
 use otedama_chain::node::rpc::{RpcNodes, RpcSettings, RpcTimeouts};
 use otedama_chain::{
-    AssemblerSettings, BlockEvent, ChainSettings, ChainSink, ChainStats, Command, Network, NodeError, NodeRpc, SubmitReply, Template,
-    TemplateError, practice_payout_script,
+    AssemblerSettings, BlockEvent, BlockHex, ChainSettings, ChainSink, ChainStats, Command, Network, NodeError, NodeRpc, SubmitReply,
+    Template, TemplateError, practice_payout_script,
 };
 use otedama_primitives::{Hash256, Job, ManualClock, RunId};
 use serde_json::{Value, json};
@@ -143,6 +143,11 @@ fn template_json() -> Value {
     serde_json::from_str::<Value>(text).expect("JSON")[0]["getblocktemplate"].clone()
 }
 
+fn block(hex: &str) -> BlockHex {
+    let (head, body) = hex.split_at(hex.len() / 2);
+    BlockHex { head: head.into(), body: body.into() }
+}
+
 const TIP: &str = "000000000019d6689c085ae165831e934ff763ae46a2a6c172b3f1b60a8ce26f";
 
 #[tokio::test]
@@ -163,7 +168,7 @@ async fn calls_are_made_as_core_takes_them_and_share_one_connection() {
     assert_eq!(client.best_block(0).await.expect("tip"), tip);
     assert_eq!(client.confirmations(0, &tip).await.expect("header"), Some(-1));
     assert_eq!(client.chain_name(0).await.expect("info"), Some("regtest".into()));
-    assert_eq!(client.submit_block(0, "00ff").await.expect("reply"), SubmitReply::Null);
+    assert_eq!(client.submit_block(0, &block("00ff")).await.expect("reply"), SubmitReply::Null);
     let calls = stub.calls();
     let made: Vec<_> = calls.iter().map(|call| (call.method.as_str(), call.params.clone())).collect();
     assert_eq!(
@@ -242,7 +247,7 @@ async fn a_node_that_hangs_or_is_not_there_is_given_up() {
         client.best_block(0).await.err(),
         client.block_template(0, None).await.err(),
         client.block_template(0, Some("id")).await.err(),
-        client.submit_block(0, "00").await.err(),
+        client.submit_block(0, &block("00")).await.err(),
     ] {
         let error = error.expect("a timeout");
         assert!(error.is_timeout() && error.to_string().contains("no answer within 50 ms"), "{error}");
@@ -280,10 +285,10 @@ async fn what_nodes_say_of_blocks_is_told_from_what_they_say_of_the_call() {
     })
     .await;
     let client = stub.client();
-    assert_eq!(client.submit_block(0, "01").await.expect("reply"), SubmitReply::Reason("high-hash".into()));
-    assert_eq!(client.submit_block(0, "02").await.expect("reply"), SubmitReply::Reason("Block decode failed".into()));
-    assert!(matches!(client.submit_block(0, "03").await, Err(NodeError::Rpc { code: -28, .. })));
-    assert!(matches!(client.submit_block(0, "04").await, Err(NodeError::Malformed { .. })));
+    assert_eq!(client.submit_block(0, &block("01")).await.expect("reply"), SubmitReply::Reason("high-hash".into()));
+    assert_eq!(client.submit_block(0, &block("02")).await.expect("reply"), SubmitReply::Reason("Block decode failed".into()));
+    assert!(matches!(client.submit_block(0, &block("03")).await, Err(NodeError::Rpc { code: -28, .. })));
+    assert!(matches!(client.submit_block(0, &block("04")).await, Err(NodeError::Malformed { .. })));
     assert_eq!(client.confirmations(0, &Hash256::default()).await.expect("unknown"), None);
     assert_eq!(client.chain_name(0).await.expect("no such method"), None);
     assert!(matches!(client.block_template(0, None).await, Err(NodeError::Template { source: TemplateError::Missing { .. }, .. })));

@@ -79,6 +79,7 @@ fn blocks_that_bitcoin_nodes_accepted_are_reproduced_to_the_byte() {
         assert_eq!(encode_hex(&blocks::header_of(&job, &candidate).expect("header")), text(&entry, "/header"));
         let block = assembler().block(&template, &job, &candidate).expect("a block");
         assert_eq!(encode_hex(&block), text(&entry, "/submitblock_hex"), "{}", text(&entry, "/source"));
+        assert_eq!(assembler().block_hex(&template, &job, &candidate).expect("a block"), text(&entry, "/submitblock_hex"));
     }
 }
 
@@ -198,7 +199,7 @@ fn the_merkle_tree_is_of_txids_and_transactions_keep_their_order() {
     let listed: Vec<_> = (0..2).map(|i| text(&json, &format!("/transactions/{i}/txid")).to_owned()).collect();
     assert_eq!(template.txids.iter().map(Hash256::to_string).collect::<Vec<_>>(), listed);
     let data: String = (0..2).map(|i| text(&json, &format!("/transactions/{i}/data")).to_owned()).collect();
-    assert_eq!(template.body_hex, data);
+    assert_eq!(&*template.body_hex, data);
     assert_eq!(assembler().job(&template, RunId::new(0, 0).job(1)).expect("job").branch[0], template.txids[0]);
 }
 

@@ -1,4 +1,5 @@
 //! The way to nodes: one trait for real nodes, the practice chain and the simulator.
+use crate::blocks::BlockHex;
 use crate::network::Network;
 use crate::template::{Template, TemplateError};
 use otedama_primitives::Hash256;
@@ -19,8 +20,8 @@ pub trait NodeRpc: Send + Sync + 'static {
     /// getblocktemplate with the segwit rules; with a long-poll id it answers when that template is out of date.
     fn block_template(&self, node: usize, longpollid: Option<&str>) -> impl Future<Output = Result<Template, NodeError>> + Send;
 
-    /// submitblock of a whole block in hex.
-    fn submit_block(&self, node: usize, block_hex: &str) -> impl Future<Output = Result<SubmitReply, NodeError>> + Send;
+    /// submitblock of a whole block.
+    fn submit_block(&self, node: usize, block: &BlockHex) -> impl Future<Output = Result<SubmitReply, NodeError>> + Send;
 
     /// getbestblockhash.
     fn best_block(&self, node: usize) -> impl Future<Output = Result<Hash256, NodeError>> + Send;

@@ -3,17 +3,22 @@
 //! Connections are kept and used again, so a found block goes out on an open one. Calls are safe to repeat (a block that is sent twice is a "duplicate"),
 //! so one that fails on a kept connection, which the node may have closed, is made again on a new one.
 use super::{NodeError, NodeRpc, SubmitReply};
+use crate::blocks::BlockHex;
 use crate::template::Template;
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::Bytes;
+use http_body_util::{BodyExt, Limited};
+use hyper::body::{Body, Bytes, Frame, SizeHint};
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
 use hyper::{Request, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
 use otedama_primitives::Hash256;
 use serde_json::Value;
+use std::collections::VecDeque;
+use std::convert::Infallible;
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::net::TcpStream;
 
@@ -96,7 +101,7 @@ struct RpcNode {
     authority: String,
     path: String,
     auth: Auth,
-    idle: Mutex<Vec<SendRequest<Full<Bytes>>>>,
+    idle: Mutex<Vec<SendRequest<Pieces>>>,
 }
 
 #[derive(Debug)]
@@ -116,19 +121,52 @@ impl RpcNodes {
         Ok(Self { nodes, timeouts: settings.timeouts })
     }
 
-    async fn call(&self, node: usize, method: &'static str, params: &str, timeout: Duration) -> Result<Value, NodeError> {
+    async fn call(&self, node: usize, method: &'static str, params: Vec<Bytes>, timeout: Duration) -> Result<Value, NodeError> {
         let answer = self.answer(node, method, params, timeout).await?;
         result(&self.nodes[node].url, method, &answer)
     }
 
     /// The body of the answer, once it has come with a status under which a body counts.
-    async fn answer(&self, node: usize, method: &'static str, params: &str, timeout: Duration) -> Result<Answer, NodeError> {
+    async fn answer(&self, node: usize, method: &'static str, params: Vec<Bytes>, timeout: Duration) -> Result<Answer, NodeError> {
         let node = &self.nodes[node];
-        let body = Bytes::from(format!(r#"{{"jsonrpc":"1.0","id":"otedama","method":"{method}","params":{params}}}"#));
-        match tokio::time::timeout(timeout, node.exchange(method, body, self.timeouts.connect)).await {
+        let mut body = Pieces(VecDeque::with_capacity(params.len() + 2));
+        body.0.push_back(format!(r#"{{"jsonrpc":"1.0","id":"otedama","method":"{method}","params":["#).into());
+        body.0.extend(params);
+        body.0.push_back(Bytes::from_static(b"]}"));
+        match tokio::time::timeout(timeout, node.exchange(method, &body, self.timeouts.connect)).await {
             Ok(answer) => answer,
             Err(_) => Err(NodeError::Timeout { method, url: node.url.clone(), timeout_ms: timeout.as_millis() as u64 }),
         }
+    }
+}
+
+/// A request body in pieces, none of which is copied on its way to the socket.
+#[derive(Debug, Clone)]
+struct Pieces(VecDeque<Bytes>);
+
+impl Body for Pieces {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Poll::Ready(self.0.pop_front().map(|piece| Ok(Frame::data(piece))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.0.iter().map(|piece| piece.len() as u64).sum())
+    }
+}
+
+/// Text that belongs to a template, as a piece of a body.
+struct SharedText(Arc<str>);
+
+impl AsRef<[u8]> for SharedText {
+    fn as_ref(&self) -> &[u8] {
+        self.0.as_bytes()
     }
 }
 
@@ -170,14 +208,14 @@ impl RpcNode {
     }
 
     /// One call; with a cookie that the node refuses, a second one with the cookie read again.
-    async fn exchange(&self, method: &'static str, body: Bytes, connect: Duration) -> Result<Answer, NodeError> {
+    async fn exchange(&self, method: &'static str, body: &Pieces, connect: Duration) -> Result<Answer, NodeError> {
         let mut authorization = self.authorization(false)?;
-        let mut answer = self.send(method, &body, authorization.as_deref(), connect).await?;
+        let mut answer = self.send(method, body, authorization.as_deref(), connect).await?;
         if answer.status == StatusCode::UNAUTHORIZED && matches!(self.auth, Auth::Cookie { .. }) {
             let fresh = self.authorization(true)?;
             if fresh != authorization {
                 authorization = fresh;
-                answer = self.send(method, &body, authorization.as_deref(), connect).await?;
+                answer = self.send(method, body, authorization.as_deref(), connect).await?;
             }
         }
         Ok(answer)
@@ -202,7 +240,7 @@ impl RpcNode {
         }
     }
 
-    async fn send(&self, method: &'static str, body: &Bytes, authorization: Option<&str>, connect: Duration) -> Result<Answer, NodeError> {
+    async fn send(&self, method: &'static str, body: &Pieces, authorization: Option<&str>, connect: Duration) -> Result<Answer, NodeError> {
         loop {
             let kept = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
             let Some(sender) = kept else { break };
@@ -217,7 +255,7 @@ impl RpcNode {
         self.send_on(sender, method, body, authorization).await
     }
 
-    async fn connect(&self, method: &'static str, connect: Duration) -> Result<SendRequest<Full<Bytes>>, NodeError> {
+    async fn connect(&self, method: &'static str, connect: Duration) -> Result<SendRequest<Pieces>, NodeError> {
         let failed = |source| NodeError::Connect { method, url: self.url.clone(), source };
         let stream = match tokio::time::timeout(connect, TcpStream::connect(&self.authority)).await {
             Ok(stream) => stream.map_err(failed)?,
@@ -235,16 +273,16 @@ impl RpcNode {
 
     async fn send_on(
         &self,
-        mut sender: SendRequest<Full<Bytes>>,
+        mut sender: SendRequest<Pieces>,
         method: &'static str,
-        body: &Bytes,
+        body: &Pieces,
         authorization: Option<&str>,
     ) -> Result<Answer, NodeError> {
         let mut request = Request::post(&self.path).header(HOST, &self.authority).header(CONTENT_TYPE, "application/json");
         if let Some(authorization) = authorization {
             request = request.header(AUTHORIZATION, authorization);
         }
-        let request = request.body(Full::new(body.clone())).map_err(|error| self.broken(method, &error))?;
+        let request = request.body(body.clone()).map_err(|error| self.broken(method, &error))?;
         sender.ready().await.map_err(|error| self.broken(method, &error))?;
         let response = sender.send_request(request).await.map_err(|error| self.broken(method, &error))?;
         let status = response.status();
@@ -310,10 +348,10 @@ impl NodeRpc for RpcNodes {
     async fn block_template(&self, node: usize, longpollid: Option<&str>) -> Result<Template, NodeError> {
         const METHOD: &str = "getblocktemplate";
         let (params, timeout) = match longpollid {
-            None => (r#"[{"rules":["segwit"]}]"#.to_owned(), self.timeouts.template),
-            Some(id) => (format!(r#"[{{"rules":["segwit"],"longpollid":{}}}]"#, Value::from(id)), self.timeouts.long_poll),
+            None => (Bytes::from_static(br#"{"rules":["segwit"]}"#), self.timeouts.template),
+            Some(id) => (format!(r#"{{"rules":["segwit"],"longpollid":{}}}"#, Value::from(id)).into(), self.timeouts.long_poll),
         };
-        let answer = self.answer(node, METHOD, &params, timeout).await?;
+        let answer = self.answer(node, METHOD, vec![params], timeout).await?;
         // Megabytes of JSON: read on a thread of its own, so that a found block need not wait for it.
         let at = &self.nodes[node];
         let url = at.url.clone();
@@ -324,9 +362,11 @@ impl NodeRpc for RpcNodes {
         read.await.unwrap_or_else(|error| Err(at.broken(METHOD, &error)))
     }
 
-    async fn submit_block(&self, node: usize, block_hex: &str) -> Result<SubmitReply, NodeError> {
+    async fn submit_block(&self, node: usize, block: &BlockHex) -> Result<SubmitReply, NodeError> {
         const METHOD: &str = "submitblock";
-        match self.call(node, METHOD, &format!("[\"{block_hex}\"]"), self.timeouts.submit).await {
+        let params =
+            vec![format!("\"{}", block.head).into(), Bytes::from_owner(SharedText(Arc::clone(&block.body))), Bytes::from_static(b"\"")];
+        match self.call(node, METHOD, params, self.timeouts.submit).await {
             Ok(Value::Null) => Ok(SubmitReply::Null),
             Ok(Value::String(reason)) => Ok(SubmitReply::Reason(reason)),
             Ok(_) => Err(malformed(&self.nodes[node].url, METHOD, "it is neither null nor a text")),
@@ -337,7 +377,7 @@ impl NodeRpc for RpcNodes {
 
     async fn best_block(&self, node: usize) -> Result<Hash256, NodeError> {
         const METHOD: &str = "getbestblockhash";
-        let result = self.call(node, METHOD, "[]", self.timeouts.call).await?;
+        let result = self.call(node, METHOD, Vec::new(), self.timeouts.call).await?;
         result
             .as_str()
             .and_then(|hex| Hash256::from_display_hex(hex).ok())
@@ -346,7 +386,7 @@ impl NodeRpc for RpcNodes {
 
     async fn confirmations(&self, node: usize, block: &Hash256) -> Result<Option<i64>, NodeError> {
         const METHOD: &str = "getblockheader";
-        match self.call(node, METHOD, &format!("[\"{block}\"]"), self.timeouts.call).await {
+        match self.call(node, METHOD, vec![format!("\"{block}\"").into()], self.timeouts.call).await {
             Ok(header) => match header.get("confirmations").and_then(Value::as_i64) {
                 Some(count) => Ok(Some(count)),
                 None => Err(malformed(&self.nodes[node].url, METHOD, "it has no \"confirmations\"")),
@@ -357,7 +397,7 @@ impl NodeRpc for RpcNodes {
     }
 
     async fn chain_name(&self, node: usize) -> Result<Option<String>, NodeError> {
-        match self.call(node, "getblockchaininfo", "[]", self.timeouts.call).await {
+        match self.call(node, "getblockchaininfo", Vec::new(), self.timeouts.call).await {
             Ok(info) => Ok(info.get("chain").and_then(Value::as_str).map(str::to_owned)),
             // Not there, or kept from this user: the template and the address have to do.
             Err(NodeError::Rpc { code: CODE_NO_METHOD, .. } | NodeError::Status { status: 403, .. }) => Ok(None),
