@@ -15,6 +15,9 @@ pub(crate) struct DimensionRows {
     pub(crate) orphan_ends: Vec<(JobId, u64)>,
 }
 
+/// A table and the text of the rows for it.
+pub(crate) type TableText = (&'static Table, String);
+
 #[derive(Default)]
 struct TableRows {
     text: String,
@@ -48,7 +51,7 @@ impl DimensionRows {
     }
 
     /// The tables that have rows, with their text.
-    pub(crate) fn into_parts(self) -> (Vec<(&'static Table, String)>, Vec<(JobId, u64)>) {
+    pub(crate) fn into_parts(self) -> (Vec<TableText>, Vec<(JobId, u64)>) {
         let parts = TABLES.into_iter().zip(self.tables).filter(|(_, rows)| rows.rows > 0).map(|(table, rows)| (table, rows.text)).collect();
         (parts, self.orphan_ends)
     }

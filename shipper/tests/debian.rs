@@ -1,72 +1,15 @@
 //! Against Debian's clickhouse-server 18.16: the real HTTP stack, real crashes, real lost answers.
 mod log;
+mod running;
 mod server;
 
 use log::{FIRST_US, Log};
 use otedama_sharelog::BlockStatus;
-use otedama_shipper::{Pace, ReconcileReport, Shipper, ShipperSettings, ShipperState, StateKind, Timeouts, query, reconcile};
+use otedama_shipper::{ReconcileReport, StateKind, query, reconcile};
+use running::{Running, settings};
 use server::{LossyProxy, Server};
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
-use tokio::sync::watch;
-use tokio::task::JoinHandle;
-
-const PATIENCE: Duration = Duration::from_secs(90);
-
-fn settings(url: String) -> ShipperSettings {
-    ShipperSettings {
-        instance: 7,
-        timeouts: Timeouts { query: Duration::from_secs(10), piece: Duration::from_secs(10), answer: Duration::from_secs(30) },
-        pace: Pace {
-            wait_first: Duration::from_millis(5),
-            wait_longest: Duration::from_millis(100),
-            look_every: Duration::from_millis(5),
-            inserts_per_s: 1000,
-            drain: Duration::from_secs(20),
-        },
-        ..ShipperSettings::new(url)
-    }
-}
-
-struct Running {
-    state: Arc<ShipperState>,
-    stop: watch::Sender<bool>,
-    task: JoinHandle<()>,
-}
-
-impl Running {
-    fn start(settings: ShipperSettings, log: &Log) -> Self {
-        let state = Arc::new(ShipperState::default());
-        let shipper = Shipper::new(settings, log.store(), Arc::clone(&state)).expect("the log can be read");
-        let (stop, stopped) = watch::channel(false);
-        Self { state, stop, task: tokio::spawn(shipper.run(stopped)) }
-    }
-
-    fn shipped(&self) -> u64 {
-        self.state.segments_shipped.load(Ordering::Relaxed)
-    }
-
-    async fn until(&self, what: &str, condition: impl Fn(&ShipperState) -> bool) {
-        let waiting = async {
-            while !condition(&self.state) {
-                tokio::time::sleep(Duration::from_millis(2)).await;
-            }
-        };
-        let waited = tokio::time::timeout(PATIENCE, waiting).await;
-        assert!(waited.is_ok(), "{what} did not happen; state {:?}, last error {:?}", self.state.kind(), self.state.last_error());
-    }
-
-    async fn until_shipped(&self, segments: u64) {
-        self.until("shipping", |state| state.segments_shipped.load(Ordering::Relaxed) >= segments).await;
-    }
-
-    async fn end(self) {
-        self.stop.send_replace(true);
-        tokio::time::timeout(PATIENCE, self.task).await.expect("run ends").expect("run does not panic");
-    }
-}
 
 fn segments(count: u32, rows: u32) -> Log {
     let mut log = Log::new();
@@ -88,7 +31,7 @@ fn clean(segments: u64, rows: u64) -> ReconcileReport {
 async fn it_makes_the_tables_and_every_row_and_dimension_arrives() {
     let Some(server) = Server::start("it_makes_the_tables_and_every_row_and_dimension_arrives") else { return };
     let mut log = segments(3, 1000);
-    let run = Running::start(settings(server.url()), &log);
+    let run = Running::start(settings(server.url()), log.store());
     run.until_shipped(3).await;
     assert_eq!(run.state.kind(), StateKind::Legacy);
     assert_eq!(run.state.server_version(), "18.16.1");
@@ -150,7 +93,7 @@ async fn it_makes_the_tables_and_every_row_and_dimension_arrives() {
 async fn every_column_that_the_shipper_makes_is_commented() {
     let Some(server) = Server::start("every_column_that_the_shipper_makes_is_commented") else { return };
     let log = segments(1, 1);
-    let run = Running::start(settings(server.url()), &log);
+    let run = Running::start(settings(server.url()), log.store());
     run.until_shipped(1).await;
     run.end().await;
     let bare = "SELECT table, name FROM system.columns WHERE database = 'otedama' AND comment = '' AND table NOT LIKE '%\\_view' AND table != 'shares_named'";
@@ -169,7 +112,7 @@ async fn sums_of_work_are_exact_past_two_to_the_64() {
     for _ in 0..3 {
         log.segment(1000, u64::MAX);
     }
-    let run = Running::start(settings(server.url()), &log);
+    let run = Running::start(settings(server.url()), log.store());
     run.until_shipped(3).await;
     run.end().await;
     let exact = (u128::from(u64::MAX) * 3000).to_string();
@@ -192,7 +135,7 @@ async fn lost_answers_neither_double_nor_lose_a_segment() {
     let Some(server) = Server::start("lost_answers_neither_double_nor_lose_a_segment") else { return };
     let proxy = LossyProxy::start(server.address(), 3);
     let log = segments(30, 2000);
-    let run = Running::start(settings(proxy.url()), &log);
+    let run = Running::start(settings(proxy.url()), log.store());
     run.until_shipped(30).await;
     run.end().await;
     let (_, lost) = proxy.counts();
@@ -206,7 +149,7 @@ async fn a_server_killed_again_and_again_ends_up_with_every_segment_once() {
     let Some(mut server) = Server::start("a_server_killed_again_and_again_ends_up_with_every_segment_once") else { return };
     let proxy = LossyProxy::start(server.address(), 5);
     let log = segments(60, 5000);
-    let run = Running::start(settings(proxy.url()), &log);
+    let run = Running::start(settings(proxy.url()), log.store());
     for kill in 1..=5u64 {
         run.until_shipped(kill * 10).await;
         // A little on, so that it dies in the middle of something.
@@ -231,7 +174,7 @@ async fn a_server_killed_again_and_again_ends_up_with_every_segment_once() {
 async fn a_server_that_was_stopped_for_some_seconds_catches_up() {
     let Some(mut server) = Server::start("a_server_that_was_stopped_for_some_seconds_catches_up") else { return };
     let mut log = segments(2, 1000);
-    let run = Running::start(settings(server.url()), &log);
+    let run = Running::start(settings(server.url()), log.store());
     run.until_shipped(2).await;
     server = tokio::task::spawn_blocking(move || {
         server.stop();
@@ -256,7 +199,7 @@ async fn a_server_that_was_stopped_for_some_seconds_catches_up() {
 async fn reconcile_finds_a_missing_a_halved_and_a_doubled_segment() {
     let Some(server) = Server::start("reconcile_finds_a_missing_a_halved_and_a_doubled_segment") else { return };
     let mut log = segments(5, 100);
-    let run = Running::start(settings(server.url()), &log);
+    let run = Running::start(settings(server.url()), log.store());
     run.until_shipped(5).await;
     run.end().await;
     assert!(reconciled(&server, log.dir()).await.is_clean());

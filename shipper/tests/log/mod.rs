@@ -21,7 +21,9 @@ pub struct Log {
 impl Log {
     /// An empty log: a run and its first job are recorded, nothing is sealed.
     pub fn new() -> Self {
-        let folder = tempfile::tempdir().expect("a temporary folder");
+        // In memory where there is such a place: the log fsyncs, and these tests are not about disks.
+        let memory = Path::new("/dev/shm");
+        let folder = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.expect("a temporary folder");
         let run = RunId::new(7, 0x00ab_cdef);
         let settings = LogSettings {
             dir: folder.path().to_path_buf(),

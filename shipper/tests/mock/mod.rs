@@ -179,7 +179,7 @@ fn read_request(reader: &mut BufReader<TcpStream>) -> Option<Request> {
     Some(Request { parameters, headers, body })
 }
 
-enum Reply {
+pub enum Reply {
     Send(u16, String),
     Close,
     Hang,
@@ -233,7 +233,7 @@ fn serve(stream: TcpStream, world: &Mutex<World>, stop: &AtomicBool) {
 }
 
 impl World {
-    fn insert(&mut self, insert: Insert, slow: &mut bool) -> Reply {
+    pub fn insert(&mut self, insert: Insert, slow: &mut bool) -> Reply {
         let native = insert.sql.ends_with(" FORMAT Native");
         let act = if native { self.acts.pop_front().unwrap_or(Act::Take) } else { Act::Take };
         let token = insert.token().to_owned();
@@ -282,7 +282,7 @@ impl World {
         Reply::Send(200, String::new())
     }
 
-    fn answer(&mut self, sql: &str) -> Reply {
+    pub fn answer(&mut self, sql: &str) -> Reply {
         self.statements.push(sql.to_owned());
         let text = if sql == "SELECT version()" {
             format!("{}\n", self.version)
