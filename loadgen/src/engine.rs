@@ -28,6 +28,8 @@ const SLEEP_MAX: Duration = Duration::from_millis(20);
 const SLEEP_PACED: Duration = Duration::from_millis(2);
 /// How long lines of the ledger wait in memory at most.
 const LEDGER_FLUSH: Duration = Duration::from_millis(100);
+/// A run that ends by its number of shares gives up on a server that owes answers and has sent none for so long.
+const STALL: Duration = Duration::from_secs(15);
 
 /// A farm as it is ordered.
 #[derive(Clone, Debug)]
@@ -214,7 +216,20 @@ impl Engine {
         for index in 0..self.connections.len() {
             self.queue(index);
         }
-        while Instant::now() < until && !stop.load(Ordering::Relaxed) && !(self.shared.submits_left == 0 && self.outstanding() == 0) {
+        let is_counted = self.shared.submits_left != u64::MAX;
+        let (mut answered, mut answered_at) = (self.shared.totals.answered(), Instant::now());
+        loop {
+            let now = Instant::now();
+            let owed = self.outstanding() - self.shared.passed_over;
+            if now >= until || stop.load(Ordering::Relaxed) || (self.shared.submits_left == 0 && owed == 0) {
+                break;
+            }
+            if self.shared.totals.answered() != answered || owed == 0 {
+                (answered, answered_at) = (self.shared.totals.answered(), now);
+            } else if is_counted && now - answered_at >= STALL {
+                self.trouble = format!("no answer for {} s, {owed} submits in flight", STALL.as_secs());
+                break;
+            }
             self.turn(until, true, false)?;
             if self.dead == self.connections.len() {
                 return Err(EngineError::AllBroken { target: self.config.target, trouble: self.trouble.clone() });
@@ -279,7 +294,7 @@ impl Engine {
                 self.on_writable(index, setting_up);
             }
             if event.is_readable() || event.is_read_closed() || event.is_error() {
-                self.on_readable(index, setting_up);
+                self.on_readable(index, event.is_read_closed() || event.is_error(), setting_up);
             }
             self.queue(index);
         }
@@ -379,7 +394,8 @@ impl Engine {
         }
     }
 
-    fn on_readable(&mut self, index: usize, setting_up: bool) {
+    /// Reads what there is; `to_end` when the peer has closed its side: the end must be read too, as no further event tells of it.
+    fn on_readable(&mut self, index: usize, to_end: bool, setting_up: bool) {
         loop {
             let connection = &mut self.connections[index];
             if !connection.is_up {
@@ -414,7 +430,7 @@ impl Engine {
                 self.ready += 1;
             }
             // A read that did not fill the buffer has emptied an edge-triggered stream (epoll(7)): no second read to be told so.
-            if count < space {
+            if count < space && !to_end {
                 return;
             }
         }

@@ -81,7 +81,8 @@ impl Null {
                 match event.token() {
                     LISTENER => self.accept(),
                     Token(slot) => {
-                        let alive = (!event.is_writable() || self.write_backlog(slot)) && self.read(slot);
+                        let alive = (!event.is_writable() || self.write_backlog(slot))
+                            && self.read(slot, event.is_read_closed() || event.is_error());
                         if !alive {
                             self.close(slot);
                         }
@@ -125,8 +126,8 @@ impl Null {
         write_out(client, &self.out)
     }
 
-    /// Reads what there is and answers all of it in one write; false when the connection is over.
-    fn read(&mut self, slot: usize) -> bool {
+    /// Reads what there is and answers all of it in one write; false when the connection is over. `to_end`: the peer has closed its side.
+    fn read(&mut self, slot: usize, to_end: bool) -> bool {
         loop {
             let Some(client) = &mut self.clients[slot] else { return true };
             let kept = client.partial.len();
@@ -161,7 +162,7 @@ impl Null {
                     return false;
                 }
             }
-            if count < READ_BYTES - kept {
+            if count < READ_BYTES - kept && !to_end {
                 return true;
             }
         }

@@ -90,6 +90,8 @@ pub struct Shared {
     pub ledger: Option<Ledger>,
     /// Submits that may still be sent; `u64::MAX` for no limit.
     pub submits_left: u64,
+    /// Submits in flight whose answer was passed over by all others of their window.
+    pub passed_over: u64,
     jobs: JobCache,
     shapes: [AcceptedShape; DIALECTS.len()],
     /// An accepted share of each session, for another one to repeat.
@@ -105,6 +107,7 @@ impl Shared {
             latencies: Latencies::default(),
             ledger,
             submits_left: u64::MAX,
+            passed_over: 0,
             jobs: JobCache::default(),
             shapes: Default::default(),
             donations: (0..connections).map(|_| None).collect(),
@@ -440,6 +443,7 @@ impl Session {
 
     /// The connection is gone: books what was in flight as unanswered and forgets everything that belonged to it.
     pub fn abandon(&mut self, shared: &mut Shared) {
+        shared.passed_over -= self.lost.len() as u64;
         for entry in std::mem::take(&mut self.ring).into_iter().chain(std::mem::take(&mut self.lost)) {
             if entry.is_submit() {
                 shared.totals.unanswered += 1;
@@ -487,6 +491,7 @@ impl Session {
             }
         }
         if self.ring.front().is_some_and(|front| front.overtaken) && self.ring.iter().all(|entry| entry.overtaken) {
+            shared.passed_over += self.ring.len() as u64;
             self.lost.extend(self.ring.drain(..));
         }
         Ok(at)
@@ -546,6 +551,7 @@ impl Session {
         if let Some(position) = self.lost.iter().position(|entry| Some(entry.id) == id) {
             // It was counted as out of order when it was overtaken.
             let entry = self.lost.swap_remove(position);
+            shared.passed_over -= 1;
             self.settle(shared, &entry, message.verdict(), line, now_us);
             return Ok(());
         }
