@@ -541,13 +541,21 @@ fn reply(code: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -
 struct Exposition(String);
 
 impl Exposition {
-    /// Starts a family. `name` is without the product's prefix; a counter gets `_total`.
+    /// Name on export and type word. A counter gets `_total`.
+    fn exported(name: &str, kind: MetricKind) -> (String, &'static str) {
+        match kind {
+            MetricKind::Counter => (format!("otedama_{name}_total"), "counter"),
+            MetricKind::Gauge => (format!("otedama_{name}"), "gauge"),
+        }
+    }
+
+    fn has(&self, name: &str, kind: MetricKind) -> bool {
+        self.0.contains(&format!("# TYPE {} ", Self::exported(name, kind).0))
+    }
+
+    /// Starts a family. `name` is without the product's prefix.
     fn family(&mut self, name: &str, kind: MetricKind, help: &str) -> Family<'_> {
-        let (word, suffix) = match kind {
-            MetricKind::Counter => ("counter", "_total"),
-            MetricKind::Gauge => ("gauge", ""),
-        };
-        let name = format!("otedama_{name}{suffix}");
+        let (name, word) = Self::exported(name, kind);
         // Writing to a String cannot fail.
         let _ = write!(self.0, "# HELP {name} {}\n# TYPE {name} {word}\n", help.replace('\\', "\\\\").replace('\n', "\\n"));
         Family { out: &mut self.0, name }
@@ -654,7 +662,10 @@ pub fn render_metrics(snapshot: &Snapshot, health: &Health) -> String {
         states.value(&[("state", state)], f64::from(u8::from(snapshot.clickhouse.state == state)));
     }
     for metric in &snapshot.metrics {
-        out.family(&metric.name, metric.kind, metric.help).value(&[], metric.value);
+        // A stage may count what a field above has already shown; a family that stands twice makes a scraper refuse the whole answer.
+        if !out.has(&metric.name, metric.kind) {
+            out.family(&metric.name, metric.kind, metric.help).value(&[], metric.value);
+        }
     }
     out.0
 }
@@ -799,7 +810,12 @@ mod tests {
 
     #[test]
     fn every_metric_family_stands_once_with_help_and_type() {
-        let text = render_metrics(&snapshot(), &healthy());
+        let mut source = snapshot();
+        // What a field shows already, and the same metric from two stages.
+        for name in ["net_share_received", "net_reply_queue_full"] {
+            source.metrics.push(Metric { name: name.into(), help: "again", kind: MetricKind::Counter, value: 9.0 });
+        }
+        let text = render_metrics(&source, &healthy());
         let mut seen = std::collections::HashSet::new();
         let mut family = String::new();
         for line in text.lines() {
