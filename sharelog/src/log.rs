@@ -106,7 +106,7 @@ impl ShareLog {
             covered: recovery.covered,
             lock: lock.clone(),
         });
-        match sealer.make_spare(None) {
+        match sealer.make_first() {
             Ok(()) => {}
             // The journal has no room then, which the log stage sees; the sealer makes a file as soon as there is space.
             Err(error) if error.is_disk_full() => counters.log_full.store(true, std::sync::atomic::Ordering::Relaxed),

@@ -22,6 +22,8 @@ use std::sync::atomic::Ordering::Relaxed;
 
 /// Spare journal files kept ready beside the one in use.
 const SPARES_READY: usize = 3;
+/// Size of the first file of a run: 65,000 rows, by which time the sealer has made others.
+const FIRST_FILE_BYTES: u64 = 4 << 20;
 /// Room of the rings between journal and sealer: every journal file there is at once.
 pub(crate) const FILES_MAX: usize = 64;
 /// Cells read at a time.
@@ -65,6 +67,9 @@ impl Source {
     }
 }
 
+/// What happens with a row that carries `flags::BLOCK`.
+type BlockRowAction = Box<dyn FnMut(&LoggedRow) + Send>;
+
 /// A sealed segment, as retention needs it.
 struct Sealed {
     seg: u64,
@@ -104,7 +109,7 @@ pub struct Sealer<S: Storage = Disk> {
     retention_us: u64,
     full_since_us: Option<u64>,
     over_max: bool,
-    on_block_row: Option<Box<dyn FnMut(&LoggedRow) + Send>>,
+    on_block_row: Option<BlockRowAction>,
     _lock: Arc<File>,
 }
 
@@ -256,14 +261,19 @@ impl<S: Storage> Sealer<S> {
         if self.sources.len() + self.read.len() >= FILES_MAX - 1 {
             return Ok(false);
         }
-        self.make_spare(None)?;
+        self.make_spare(None, self.settings.journal_file_bytes)?;
         self.space_returned();
         Ok(true)
     }
 
-    /// Makes a file ready and hands it to the journal: a new one, or `recycled` under its next number.
-    pub(crate) fn make_spare(&mut self, recycled: Option<Source>) -> Result<(), LogError> {
-        let cells = u32::try_from(self.settings.journal_file_bytes / CELL as u64).unwrap_or(u32::MAX);
+    /// Makes the file that the journal begins with: a small one, as making it ready is most of the time that opening a log takes.
+    pub(crate) fn make_first(&mut self) -> Result<(), LogError> {
+        self.make_spare(None, self.settings.journal_file_bytes.min(FIRST_FILE_BYTES))
+    }
+
+    /// Makes a file ready and hands it to the journal: a new one, or `recycled`, which has this size, under its next number.
+    fn make_spare(&mut self, recycled: Option<Source>, bytes: u64) -> Result<(), LogError> {
+        let cells = u32::try_from(bytes / CELL as u64).unwrap_or(u32::MAX);
         let header = JournalHeader { file_number: self.next_file_number, run_prefix: self.settings.run.prefix(), epoch: self.epoch, cells };
         let (path, file, map) = match recycled {
             Some(source) => {
@@ -276,7 +286,7 @@ impl<S: Storage> Sealer<S> {
                 // Under another name until it is whole: a journal file without a header is damage, never a moment of its making.
                 let temporary = self.settings.dir.join(format!("journal-{:06}.tmp", self.next_slot));
                 let path = temporary.with_extension("open");
-                let made = self.new_file(&temporary, &path, &header);
+                let made = self.new_file(&temporary, &path, &header, bytes);
                 if made.is_err() {
                     // Best effort: the next recovery removes it as well.
                     let _ = self.storage.remove(&temporary);
@@ -288,7 +298,7 @@ impl<S: Storage> Sealer<S> {
         };
         let map = match map {
             Some(map) => map,
-            None => MappedFile::map(&file, self.settings.journal_file_bytes as usize).map_err(LogError::io("map", &path))?,
+            None => MappedFile::map(&file, bytes as usize).map_err(LogError::io("map", &path))?,
         };
         if self.spares.push(JournalFile { map, number: header.file_number, cells }).is_err() {
             return Err(LogError::damaged(&path, "more journal files than the ring has room for"));
@@ -309,9 +319,9 @@ impl<S: Storage> Sealer<S> {
         Ok(())
     }
 
-    fn new_file(&self, temporary: &Path, path: &Path, header: &JournalHeader) -> Result<File, LogError> {
+    fn new_file(&self, temporary: &Path, path: &Path, header: &JournalHeader, bytes: u64) -> Result<File, LogError> {
         let file = self.storage.create(temporary).map_err(LogError::io("create", temporary))?;
-        self.storage.fallocate(&file, self.settings.journal_file_bytes).map_err(LogError::io("fallocate", temporary))?;
+        self.storage.fallocate(&file, bytes).map_err(LogError::io("fallocate", temporary))?;
         self.storage.write_all_at(&file, 0, &header.preamble()).map_err(LogError::io("write the header of", temporary))?;
         self.storage.fsync(&file).map_err(LogError::io("fsync", temporary))?;
         self.storage.rename(temporary, path).map_err(LogError::io("rename", temporary))?;
@@ -500,7 +510,7 @@ impl<S: Storage> Sealer<S> {
             }
             let same_size = u64::from(source.header.cells) * CELL as u64 == self.settings.journal_file_bytes;
             if same_size && !self.over_max && self.spares_ready() < SPARES_READY && !self.spares.is_abandoned() {
-                self.make_spare(Some(source))?;
+                self.make_spare(Some(source), self.settings.journal_file_bytes)?;
             } else {
                 self.storage.remove(&source.path).map_err(LogError::io("remove", &source.path))?;
             }

@@ -15,6 +15,9 @@ const STATUS_TYPE: &str = "Enum8('accepted' = 0, 'stale' = 1, 'duplicate' = 2, '
      'malformed' = 6, 'unauthorized' = 7, 'overload' = 8)";
 const COIN_TYPE: &str = "Enum8('bitcoin' = 0)";
 
+/// Bytes that wait for a write of their own.
+const STAGED: usize = 1 << 16;
+
 /// Name, ClickHouse type and bytes per row of every column, in the order of the block. Types are of the subset that servers from 18.16 on take.
 pub const COLUMNS: [(&str, &str, usize); 18] = [
     ("instance", "UInt16", 2),
@@ -156,8 +159,10 @@ pub(crate) struct Columns {
     version: Vec<u32>,
     extranonce2: Vec<u64>,
     latency_us: Vec<u32>,
-    /// One column's constant bytes, written and cleared for `instance`, `seg` and `seq`.
-    constant: Vec<u8>,
+    /// The columns that say where a row stands; filled when the block is written.
+    instance: Vec<u16>,
+    seg: Vec<u64>,
+    seq: Vec<u32>,
     pub(crate) run_prefix: u32,
     pub(crate) by_status: [u64; 9],
     pub(crate) work_sum: u128,
@@ -243,26 +248,21 @@ impl Columns {
         push_varint(&mut header, COLUMNS.len() as u64);
         push_varint(&mut header, rows as u64);
         sink(&header)?;
-        let instance = (self.run_prefix >> 24) as u16;
+        self.instance.clear();
+        self.instance.resize(rows, (self.run_prefix >> 24) as u16);
+        self.seg.clear();
+        self.seg.resize(rows, seg);
+        self.seq.clear();
+        self.seq.extend(0..rows as u32);
         for (index, (name, kind, _)) in COLUMNS.iter().enumerate() {
             header.clear();
             push_text(&mut header, name);
             push_text(&mut header, kind);
             sink(&header)?;
-            self.constant.clear();
             let bytes: &[u8] = match index {
-                0 => {
-                    self.constant.extend((0..rows).flat_map(|_| instance.to_le_bytes()));
-                    &self.constant
-                }
-                1 => {
-                    self.constant.extend((0..rows).flat_map(|_| seg.to_le_bytes()));
-                    &self.constant
-                }
-                2 => {
-                    self.constant.extend((0..rows as u32).flat_map(|row| row.to_le_bytes()));
-                    &self.constant
-                }
+                0 => bytemuck::cast_slice(&self.instance),
+                1 => bytemuck::cast_slice(&self.seg),
+                2 => bytemuck::cast_slice(&self.seq),
                 3 => bytemuck::cast_slice(&self.time),
                 4 => bytemuck::cast_slice(&self.us),
                 5 => bytemuck::cast_slice(&self.session),
@@ -296,16 +296,27 @@ impl Columns {
         let mut offset = 0u64;
         let mut crc = 0u32;
         let mut hash = ContentHash::new();
+        let mut staged: Vec<u8> = Vec::with_capacity(STAGED);
         self.block(seg, |bytes| {
             // Pieces that stay in the cache between the two sums and the copy into the page cache.
             for piece in bytes.chunks(1 << 17) {
                 crc = crc32c::crc32c_append(crc, piece);
                 hash.update(piece);
-                storage.write_all_at(file, offset, piece).map_err(LogError::io("write", path))?;
-                offset += piece.len() as u64;
+                // Column headers and small columns share a write; a small segment is one write.
+                if staged.len() + piece.len() <= STAGED {
+                    staged.extend_from_slice(piece);
+                    continue;
+                }
+                for part in [staged.as_slice(), piece] {
+                    storage.write_all_at(file, offset, part).map_err(LogError::io("write", path))?;
+                    offset += part.len() as u64;
+                }
+                staged.clear();
             }
             Ok(())
         })?;
+        storage.write_all_at(file, offset, &staged).map_err(LogError::io("write", path))?;
+        offset += staged.len() as u64;
         Ok(SegmentMeta {
             name: segment_name(seg),
             seg,

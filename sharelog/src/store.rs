@@ -56,6 +56,8 @@ impl SegmentStore {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
             Err(error) => return Err(LogError::io("open", &path)(error)),
         };
+        // One allocation of the right size, kept by the caller for the next segment; a file that is longer than its meta says is still seen as such.
+        into.reserve(usize::try_from(meta.native_bytes).unwrap_or(0).min(1 << 28) + 1);
         std::io::Read::read_to_end(&mut file, into).map_err(LogError::io("read", &path))?;
         if into.len() as u64 != meta.native_bytes {
             return Err(LogError::damaged(&path, format!("{} bytes where its meta has {}", into.len(), meta.native_bytes)));

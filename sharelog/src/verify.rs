@@ -257,7 +257,7 @@ fn dimensions(dir: &Path, journals: &[JournalScan], metas: &[SegmentMeta], repor
     }
     let opened = DimensionReader::from(dir, 0);
     if let Some(mut reader) = report.found(opened)? {
-        while let Some(entry) = reader.next() {
+        for entry in reader.by_ref() {
             match report.found(entry)? {
                 Some((_, DimensionEntry::Session { session, record })) => resolver.session(session.0, record.extranonce1),
                 Some((_, DimensionEntry::Worker { record, .. })) => resolver.worker(record.worker.0, record.name),

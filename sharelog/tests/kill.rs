@@ -46,7 +46,7 @@ fn child_writes_until_killed() {
             std::thread::yield_now();
         }
     });
-    let mut random = Random(u64::from(boot) * 0x9E37_79B9_7F4A_7C15 | 1);
+    let mut random = Random(u64::from(boot).wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
     let mut acknowledged = std::io::stdout();
     acknowledged.write_all(b"\nREADY").expect("pipe");
     let (mut nonce, mut sessions, mut jobs) = (0u32, 0u32, 0u32);

@@ -1,0 +1,156 @@
+//! What a row costs to append, seal, scan and verify, in nanoseconds of CPU time: `cargo run --release -p otedama-sharelog --example rates [-- ROWS [FOLDER]]`.
+//!
+//! CPU time of the one thread, so that neighbours on the machine do not count; waiting for the disk does not either. That thread does one thing at a time, so that each figure is of its own work. Append is measured with room in the journal: batches that had to wait for the sealer wait
+//! outside of the clock. Figures of a run stand side by side; the machine's noise is the same for all.
+use otedama_primitives::{Dimension, RunId, SessionRecord, ShareRow, WorkerId, WorkerRecord};
+use otedama_sharelog::scan::{self, Filter};
+use otedama_sharelog::{LogSettings, SealStep, ShareLog, shares, verify};
+use std::time::{Duration, Instant};
+
+/// CPU time of this thread, user and system.
+fn cpu() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let mut arguments = std::env::args().skip(1);
+    let rows_wanted: u64 = arguments.next().map_or(Ok(3_000_000), |text| text.parse())?;
+    let base = arguments.next().map_or_else(std::env::temp_dir, Into::into);
+    for batch in [1usize, 8, 64, 512] {
+        let folder = base.join(format!("otedama-rates-{}-{batch}", std::process::id()));
+        // Small batches cost more: fewer of them say as much.
+        measure(&folder, batch, rows_wanted / if batch < 64 { 4 } else { 1 })?;
+        std::fs::remove_dir_all(&folder)?;
+    }
+    Ok(())
+}
+
+fn measure(folder: &std::path::Path, batch: usize, rows_wanted: u64) -> Result<(), Box<dyn std::error::Error>> {
+    const START_US: u64 = 1_795_248_000_000_000;
+    let run = RunId::new(1, 1);
+    let settings = LogSettings {
+        dir: folder.to_path_buf(),
+        pool: "rates".into(),
+        run,
+        segment_rows: 524_288,
+        seal_after_ms: 600_000,
+        max_bytes: 1 << 40,
+        journal_file_bytes: 64 << 20,
+        keep_ms: u64::MAX,
+        keep_shipped_ms: 0,
+        has_cursor: false,
+    };
+    let opening = Instant::now();
+    let (mut journal, mut sealer, ..) = ShareLog::open(settings.clone())?;
+    let opening = opening.elapsed();
+    let session = Dimension::session(&SessionRecord {
+        session: 1,
+        extranonce1: 1,
+        net: 0,
+        extranonce2_bytes: 8,
+        started_us: START_US,
+        peer: "127.0.0.1:1".into(),
+        agent: "rates".into(),
+    })?;
+    let mut dimensions = vec![session];
+    for worker in 1..=1000u64 {
+        dimensions.push(Dimension::worker(&WorkerRecord {
+            worker: WorkerId(worker),
+            seen_us: START_US,
+            session: 1,
+            name: format!("worker.{worker}"),
+        })?);
+    }
+    for records in dimensions.chunks(64) {
+        journal.append(records, &[])?;
+    }
+    while sealer.step(START_US)? == SealStep::Worked {}
+
+    let mut rows = vec![
+        ShareRow {
+            worker: 0,
+            work: 4_295_032_833,
+            extranonce2: 0,
+            arrival_us: 0,
+            session: 1,
+            job: 0,
+            nonce: 0,
+            ntime: 1_795_248_000,
+            version: 0x2000_0000,
+            share_difficulty: 1.5,
+            latency_us: 20,
+            status: 0,
+            flags: 0,
+            net: 0,
+            coin: 0,
+        };
+        batch
+    ];
+    let (mut appended, mut appending, mut reading, mut sealing) = (0u64, Duration::ZERO, Duration::ZERO, Duration::ZERO);
+    let mut longest = Duration::ZERO;
+    let mut steps = |sealer: &mut otedama_sharelog::Sealer, us| -> Result<bool, otedama_sharelog::LogError> {
+        let before = sealer.counters().segments_sealed.load(std::sync::atomic::Ordering::Relaxed);
+        let started = cpu();
+        let worked = sealer.step(us)? == SealStep::Worked;
+        let after = sealer.counters().segments_sealed.load(std::sync::atomic::Ordering::Relaxed);
+        *(if after > before { &mut sealing } else { &mut reading }) += cpu() - started;
+        Ok(worked)
+    };
+    while appended < rows_wanted {
+        // A quarter of a million rows at a time: the sealer's turn comes between.
+        let stretch = cpu();
+        let mut in_stretch = 0;
+        while in_stretch < 1 << 18 && journal.room_cells() > batch {
+            for row in &mut rows {
+                row.nonce = appended as u32;
+                row.worker = 1 + appended % 1000;
+                row.arrival_us = START_US + appended;
+                appended += 1;
+            }
+            let one = (appended.is_multiple_of(4096)).then(Instant::now);
+            journal.append(&[], &rows)?;
+            if let Some(one) = one {
+                longest = longest.max(one.elapsed());
+            }
+            in_stretch += batch;
+        }
+        appending += cpu() - stretch;
+        while steps(&mut sealer, START_US)? {}
+    }
+    let started = cpu();
+    sealer.drain(START_US)?;
+    let drained = cpu() - started;
+
+    let started = cpu();
+    let scanned = scan::rows(folder, Filter::default())?.filter(|row| row.is_ok()).count() as u64;
+    let scanning = cpu() - started;
+    let started = cpu();
+    let table = shares::group(folder, &[shares::Key::Worker, shares::Key::Minute], &Filter::default())?;
+    let grouping = cpu() - started;
+    let started = cpu();
+    let report = verify::verify(folder, None)?;
+    let verifying = cpu() - started;
+    assert_eq!((scanned, report.rows, table.rows.iter().map(|row| row.shares).sum::<u64>()), (appended, appended, appended));
+    assert_eq!(report.problems, Vec::<String>::new());
+    drop((journal, sealer));
+    let reopening = Instant::now();
+    let reopened = ShareLog::open(LogSettings { run: RunId::new(1, 2), ..settings })?;
+    let reopening = reopening.elapsed();
+    drop(reopened);
+    let ns = |time: Duration| time.as_nanos() as f64 / appended as f64;
+    println!(
+        "batch {batch:>3}: rows {appended}  append {:.1} ns/row (longest sampled {} us)  read journal {:.1}  write segment {:.1} (with fsync)  seal in all {:.1}  scan {:.1}  group by worker,minute {:.1}  verify {:.1}  open {} ms  reopen {} ms",
+        ns(appending),
+        longest.as_micros(),
+        ns(reading),
+        ns(sealing),
+        ns(reading + sealing + drained),
+        ns(scanning),
+        ns(grouping),
+        ns(verifying),
+        opening.as_millis(),
+        reopening.as_millis()
+    );
+    Ok(())
+}
