@@ -1506,8 +1506,11 @@ impl Config {
         mistakes.sort_by_key(|(start, _)| *start);
         let mut mistakes: Vec<Mistake> = mistakes.into_iter().map(|(_, mistake)| mistake).collect();
 
-        let mut variables: Vec<(String, String)> =
-            env.filter(|(name, value)| name.starts_with(ENV_PREFIX) && !is_of_kubernetes(name, value)).collect();
+        let mut variables: Vec<(String, String)> = env
+            .filter(|(name, value)| {
+                name.starts_with(ENV_PREFIX) && !TEST_SWITCHES.contains(&name.as_str()) && !is_of_kubernetes(name, value)
+            })
+            .collect();
         variables.sort();
         for (name, value) in variables {
             let refused = match KEYS.iter().find(|key| key.env() == name) {
@@ -1713,6 +1716,9 @@ fn address_fits(network: Network, address: &str) -> bool {
     };
     lower.starts_with(bech32) || address.starts_with(base58)
 }
+
+/// Switches of the project's own test lanes: set around `cargo test`, seen by the servers that tests start.
+const TEST_SWITCHES: [&str; 2] = ["OTEDAMA_LONG", "OTEDAMA_REQUIRE_CLICKHOUSE"];
 
 /// Kubernetes gives every pod variables about the services of its namespace, and one of them may well be named otedama-something:
 /// `X_SERVICE_HOST`, `X_SERVICE_PORT[_NAME]`, `X_PORT=tcp://...` and `X_PORT_3333_TCP[_ADDR|_PORT|_PROTO]`.

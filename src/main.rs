@@ -1,1 +1,457 @@
-fn main() {}
+//! `otedama`: a mining pool whose share log is exact. This file is the command line; `topology` is the page to read first, `wiring` joins the crates.
+#![deny(unsafe_code)]
+
+mod check;
+mod config;
+mod demo;
+mod jobs;
+mod stats;
+mod stats_source;
+mod status;
+mod topology;
+mod wiring;
+
+use clap::{Parser, Subcommand, ValueEnum};
+use config::Config;
+use otedama_shipper::schema::{self, Flavour};
+use otedama_tuning::{Action, ExitFinding, Host, STATE_DEFAULT};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use wiring::{Pool, StartError, chain_of};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+const EXAMPLES: &str = "\
+examples:
+  otedama demo --seconds 10                  a pool, a farm and a share log, nothing else needed
+  otedama config init > otedama.toml         a commented config, then: otedama check --config otedama.toml
+  otedama serve --config otedama.toml        the pool
+  otedama shares --config otedama.toml --by worker,minute --since 1h --format csv
+
+Exit codes: 0 ok, 1 a finding, 2 usage or config, 3 environment.";
+
+#[derive(Parser, Debug)]
+#[command(name = "otedama", version, about = "A mining pool whose share log is exact.", after_help = EXAMPLES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Commands,
+}
+
+/// Where the config stands; without a file the defaults and the environment hold.
+#[derive(clap::Args, Debug)]
+struct ConfigArg {
+    /// The config file.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+/// A share log: by its folder or by the config that names it.
+#[derive(clap::Args, Debug)]
+struct LogArg {
+    /// The folder of the share log.
+    #[arg(long, value_name = "DIR", conflicts_with = "config")]
+    dir: Option<PathBuf>,
+    /// The config that names it.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+#[derive(Subcommand, Debug)]
+enum Commands {
+    /// Pool, farm, share log and stats page in one process; reconciles at the end.
+    Demo(demo::DemoArgs),
+    /// Runs the pool until SIGTERM or SIGINT, then drains and seals.
+    Serve(ConfigArg),
+    /// Judges a config and prints every bound with its bytes.
+    Check(ConfigArg),
+    /// Asks a running server how it is.
+    Status {
+        #[command(flatten)]
+        config: ConfigArg,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Sums the shares of the log.
+    Shares(SharesArgs),
+    /// Runs SQL on the configured ClickHouse.
+    Sql {
+        /// The statement.
+        statement: String,
+        #[command(flatten)]
+        config: ConfigArg,
+    },
+    /// Prints the ClickHouse schema.
+    Schema {
+        /// For one modern server (the default).
+        #[arg(long, conflicts_with_all = ["cluster", "legacy"])]
+        single: bool,
+        /// For a cluster of this name.
+        #[arg(long, value_name = "NAME", conflicts_with = "legacy")]
+        cluster: Option<String>,
+        /// For servers before 24.8.
+        #[arg(long)]
+        legacy: bool,
+        #[command(flatten)]
+        config: ConfigArg,
+    },
+    /// Looks into a share log.
+    #[command(subcommand)]
+    Log(LogCommand),
+    /// Holds ClickHouse against the share log, segment by segment.
+    Reconcile {
+        #[command(flatten)]
+        config: ConfigArg,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Host settings that matter: looks, plans, applies, puts back.
+    Tune {
+        /// check, plan, apply or revert.
+        action: String,
+        /// Old values are kept here.
+        #[arg(long, value_name = "FILE", default_value = STATE_DEFAULT)]
+        state: PathBuf,
+        /// Root of /sys and /proc.
+        #[arg(long, value_name = "DIR", default_value = "/", hide = true)]
+        root: PathBuf,
+        #[command(flatten)]
+        config: ConfigArg,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Writes, shows and documents the config.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+}
+
+#[derive(Subcommand, Debug)]
+enum LogCommand {
+    /// Prints what stands in the folder.
+    Inspect(LogArg),
+    /// Checks every byte, and every share against a loadgen ledger if one is given.
+    Verify {
+        #[command(flatten)]
+        log: LogArg,
+        /// Ledger of `loadgen run --ledger`.
+        #[arg(long, value_name = "FILE")]
+        ledger: Option<PathBuf>,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Subcommand, Debug)]
+enum ConfigCommand {
+    /// Prints a commented config with every key at its default.
+    Init,
+    /// Prints the config that holds.
+    Show {
+        #[command(flatten)]
+        config: ConfigArg,
+        /// With the origin of every value.
+        #[arg(long)]
+        origin: bool,
+    },
+    /// Prints the reference of all keys as Markdown.
+    Docs,
+}
+
+#[derive(clap::Args, Debug)]
+struct SharesArgs {
+    #[command(flatten)]
+    log: LogArg,
+    /// Keys, comma separated: worker, minute, hour, day, status, session, job, coin.
+    #[arg(long, default_value = "worker,hour")]
+    by: String,
+    /// Only what arrived within this span: 90s, 15m, 1h, 7d.
+    #[arg(long)]
+    since: Option<String>,
+    /// Only this status: status=accepted.
+    #[arg(long = "where", value_name = "status=S")]
+    filter: Option<String>,
+    /// csv or json.
+    #[arg(long, default_value = "csv")]
+    format: Format,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Format {
+    Csv,
+    Json,
+}
+
+/// A failed command: what to say and the exit code.
+struct Failure(u8, String);
+
+impl Failure {
+    fn usage(text: impl Into<String>) -> Self {
+        Self(2, text.into())
+    }
+
+    fn environment(text: impl Into<String>) -> Self {
+        Self(3, text.into())
+    }
+}
+
+impl From<StartError> for Failure {
+    fn from(error: StartError) -> Self {
+        Self(error.code, chain_of(&error))
+    }
+}
+
+impl From<otedama_sharelog::LogError> for Failure {
+    fn from(error: otedama_sharelog::LogError) -> Self {
+        Self(error.exit_code(), chain_of(&error))
+    }
+}
+
+fn main() -> ExitCode {
+    let started = Instant::now();
+    let cli = Cli::parse();
+    match run(cli.command, started) {
+        Ok(code) => ExitCode::from(code),
+        Err(Failure(code, text)) => {
+            eprintln!("otedama: {text}");
+            ExitCode::from(code)
+        }
+    }
+}
+
+fn run(command: Commands, started: Instant) -> Result<u8, Failure> {
+    match command {
+        Commands::Demo(args) => {
+            raise_nofile();
+            demo::run(&args, started, &stop_flag()?).map_err(|error| match error.downcast::<StartError>() {
+                Ok(start) => Failure::from(*start),
+                Err(other) => Failure::environment(chain_of(&*other)),
+            })
+        }
+        Commands::Serve(args) => serve(&args, started),
+        Commands::Check(args) => check(&args),
+        Commands::Status { config, json } => {
+            let config = load(&config)?;
+            let (text, code) =
+                status::report(&config.stats.listen.to_string(), json).map_err(|error| Failure::environment(chain_of(&error)))?;
+            print(&text)?;
+            Ok(code)
+        }
+        Commands::Shares(args) => shares(&args),
+        Commands::Sql { statement, config } => sql(&statement, &load(&config)?),
+        Commands::Schema { single: _, cluster, legacy, config } => {
+            let flavour = match (cluster, legacy) {
+                (Some(name), _) => Flavour::Cluster(name),
+                (None, true) => Flavour::Legacy,
+                (None, false) => Flavour::Single,
+            };
+            print(&schema::script(&flavour, &load(&config)?.clickhouse.database))?;
+            Ok(0)
+        }
+        Commands::Log(LogCommand::Inspect(log)) => {
+            print(&otedama_sharelog::inspect::dump(&dir_of(&log)?)?)?;
+            Ok(0)
+        }
+        Commands::Log(LogCommand::Verify { log, ledger, json }) => verify(&dir_of(&log)?, ledger.as_deref(), json),
+        Commands::Reconcile { config, json } => reconcile(&load(&config)?, json),
+        Commands::Tune { action, state, root, config, json } => tune(&action, &state, root, &load(&config)?, json),
+        Commands::Config(ConfigCommand::Init) => print(&Config::commented_default()).map(|()| 0),
+        Commands::Config(ConfigCommand::Show { config, origin }) => print(&load(&config)?.show(origin)).map(|()| 0),
+        Commands::Config(ConfigCommand::Docs) => print(&Config::docs_markdown()).map(|()| 0),
+    }
+}
+
+/// Prints to standard output; a reader that has gone away (`| head`) is not an error of ours.
+fn print(text: &str) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| if text.ends_with('\n') { Ok(()) } else { out.write_all(b"\n") }) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        Err(error) => Err(Failure::environment(format!("writing to standard output failed: {error}"))),
+    }
+}
+
+fn load(arg: &ConfigArg) -> Result<Config, Failure> {
+    load_from(arg.config.as_deref())
+}
+
+fn load_from(path: Option<&Path>) -> Result<Config, Failure> {
+    Config::load(path, config::process_env()).map_err(|error| Failure::usage(chain_of(&error)))
+}
+
+fn dir_of(log: &LogArg) -> Result<PathBuf, Failure> {
+    match &log.dir {
+        Some(dir) => Ok(dir.clone()),
+        None => Ok(load_from(log.config.as_deref())?.log.dir),
+    }
+}
+
+/// Prints the findings on a config; true when `serve` must not start.
+fn judge(config: &Config) -> bool {
+    let findings = config.validate();
+    for finding in &findings {
+        eprintln!("{finding}");
+    }
+    Config::is_refused(&findings)
+}
+
+fn stop_flag() -> Result<Arc<AtomicBool>, Failure> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        signal_hook::flag::register(signal, stop.clone())
+            .map_err(|error| Failure::environment(format!("cannot handle signal {signal}: {error}")))?;
+    }
+    Ok(stop)
+}
+
+fn raise_nofile() {
+    if let Err(error) = otedama_tuning::raise_nofile_soft() {
+        eprintln!("warning: the limit of open files could not be raised: {error}");
+    }
+}
+
+fn serve(args: &ConfigArg, started: Instant) -> Result<u8, Failure> {
+    let config = load(args)?;
+    if judge(&config) {
+        return Err(Failure::usage("the config is refused; mend what stands above"));
+    }
+    raise_nofile();
+    let stop = stop_flag()?;
+    let pool = Pool::start(&config, started)?;
+    let practice = if config.chain.is_practice() { "   (PRACTICE chain)" } else { "" };
+    for address in pool.stratum() {
+        println!("listening on {address}{practice}");
+    }
+    println!("stats on http://{}/", pool.stats_address());
+    println!("share log {}; listening {:.1} ms after the start", config.log.dir.display(), pool.started().elapsed().as_secs_f64() * 1000.0);
+    while !stop.load(Ordering::Relaxed) && pool.is_alive() {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let died = !pool.is_alive();
+    if died {
+        eprintln!("error: a thread of the pool has ended by itself; draining what is left");
+    }
+    let drained = pool.stop();
+    let shares = &drained.snapshot.shares;
+    println!(
+        "drained: received {} = accepted {} + rejected {}, logged {}, segments sealed {}",
+        shares.received,
+        shares.accepted,
+        shares.rejected.total(),
+        shares.logged,
+        drained.snapshot.log.segments_sealed
+    );
+    if died || !drained.clean {
+        return Err(Failure::environment("the pool did not end in order; `otedama log verify` tells what the log holds"));
+    }
+    Ok(0)
+}
+
+fn check(args: &ConfigArg) -> Result<u8, Failure> {
+    let config = load(args)?;
+    let refused = judge(&config);
+    let cores = wiring::cores_of(&config)?;
+    let limits = check::Limits::of(&config, cores.net.len() as u64, cores.validate.len() as u64);
+    print(&format!("cores: {cores:?}\n\n{}", check::table(&config, &limits)))?;
+    if refused {
+        return Err(Failure::usage("the config is refused; mend what stands above"));
+    }
+    wiring::assembler_settings(&config)?;
+    Ok(0)
+}
+
+fn shares(args: &SharesArgs) -> Result<u8, Failure> {
+    use otedama_sharelog::shares::{group, parse_by, parse_since, parse_where};
+    let now_us = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as u64);
+    let by = parse_by(&args.by).map_err(|error| Failure::usage(format!("--by: {error}")))?;
+    let mut filter = otedama_sharelog::scan::Filter::default();
+    if let Some(since) = &args.since {
+        filter.since_us = Some(parse_since(since, now_us).map_err(|error| Failure::usage(format!("--since: {error}")))?);
+    }
+    if let Some(text) = &args.filter {
+        filter.status = Some(parse_where(text).map_err(|error| Failure::usage(format!("--where: {error}")))?);
+    }
+    let table = group(&dir_of(&args.log)?, &by, &filter)?;
+    for damaged in &table.damaged {
+        eprintln!("warning: {damaged}");
+    }
+    print(&match args.format {
+        Format::Csv => table.to_csv(),
+        Format::Json => table.to_json(),
+    })?;
+    Ok(u8::from(!table.damaged.is_empty()))
+}
+
+fn verify(dir: &Path, ledger: Option<&Path>, json: bool) -> Result<u8, Failure> {
+    let report = otedama_sharelog::verify::verify(dir, ledger)?;
+    if json {
+        print(&report.to_json())?;
+    } else {
+        let mut text = format!("segments {}, rows {}\n", report.segments, report.rows);
+        for (status, rows) in otedama_primitives::ShareStatus::ALL.iter().zip(report.by_status) {
+            text.push_str(&format!("  {:<15} {rows}\n", status.label()));
+        }
+        for problem in &report.problems {
+            text.push_str(&format!("problem: {problem}\n"));
+        }
+        text.push_str(if report.is_clean() { "clean\n" } else { "NOT clean\n" });
+        print(&text)?;
+    }
+    Ok(u8::from(!report.is_clean()))
+}
+
+fn event_loop() -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::environment(format!("starting an event loop failed: {error}")))
+}
+
+fn clickhouse_of(config: &Config) -> Result<otedama_shipper::ShipperSettings, Failure> {
+    wiring::shipper_settings(config)
+        .ok_or_else(|| Failure::usage("no ClickHouse is configured: set [clickhouse] url, or read the log itself with `otedama shares`"))
+}
+
+fn reconcile(config: &Config, json: bool) -> Result<u8, Failure> {
+    let settings = clickhouse_of(config)?;
+    let report = event_loop()?
+        .block_on(otedama_shipper::reconcile(&settings, &config.log.dir))
+        .map_err(|error| Failure::environment(chain_of(&error)))?;
+    let body = serde_json::to_string(&report).map_err(|error| Failure::environment(error.to_string()))?;
+    if json {
+        print(&body)?;
+    } else {
+        print(&format!(
+            "segments {}, rows in the log {}, rows on the server {}\nmissing: {:?}\ndoubled: {:?}\n{}",
+            report.segments,
+            report.rows_log,
+            report.rows_server,
+            report.missing,
+            report.doubled,
+            if report.is_clean() { "clean" } else { "NOT clean" }
+        ))?;
+    }
+    Ok(u8::from(!report.is_clean()))
+}
+
+fn sql(statement: &str, config: &Config) -> Result<u8, Failure> {
+    let settings = clickhouse_of(config)?;
+    let answer =
+        event_loop()?.block_on(otedama_shipper::query(&settings, statement)).map_err(|error| Failure::environment(chain_of(&error)))?;
+    print(&answer)?;
+    Ok(0)
+}
+
+fn tune(action: &str, state: &Path, root: PathBuf, config: &Config, json: bool) -> Result<u8, Failure> {
+    let action: Action = action.parse().map_err(|error| Failure::usage(format!("{error}")))?;
+    let host = Host::new(root).with_connections(u64::from(config.stratum.max_connections));
+    let outcome = otedama_tuning::tune(action, &host, state, json, &mut std::io::stdout().lock());
+    outcome.map(ExitFinding::code).map_err(|error| Failure(error.exit_code(), chain_of(&error)))
+}

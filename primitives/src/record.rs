@@ -10,6 +10,8 @@ pub mod flags {
     pub const LATE: u8 = 2;
     /// Judged at the easier of two works, in the grace after a retarget.
     pub const GRACE: u8 = 4;
+    /// A block candidate whose ring to chain was full: chain takes it from the log.
+    pub const FROM_LOG: u8 = 8;
 }
 
 /// A parsed submit on its way from net to validate: one cache line. A share that net has already refused travels the same way (`status` is set), so that every

@@ -209,3 +209,32 @@ impl<A: Append, C: Clock> Stage for Log<A, C> {
         self.finished
     }
 }
+
+/// The journal with the log's state: what the stage runs on in production.
+pub struct JournalEnd {
+    journal: otedama_sharelog::Journal,
+    counters: Arc<otedama_sharelog::LogCounters>,
+}
+
+impl JournalEnd {
+    /// Joins what `ShareLog::open` gave.
+    pub fn new(journal: otedama_sharelog::Journal, counters: Arc<otedama_sharelog::LogCounters>) -> Self {
+        Self { journal, counters }
+    }
+}
+
+impl Append for JournalEnd {
+    fn room_cells(&self) -> usize {
+        self.journal.room_cells()
+    }
+
+    fn append(&mut self, dimensions: &[Dimension], rows: &[ShareRow]) {
+        let appended = self.journal.append(dimensions, rows);
+        assert!(appended.is_ok(), "the log stage asks for room before it appends");
+    }
+
+    fn is_full(&self) -> bool {
+        // Relaxed: a state that the sealer sets and clears; a pass more or less does not matter.
+        self.counters.log_full.load(Ordering::Relaxed)
+    }
+}

@@ -160,6 +160,8 @@ pub struct Net<D, C> {
     stalled: Option<Slot>,
     broadcast_next: Option<usize>,
     deadline_next: usize,
+    /// Connections closed because they did not authorize in time.
+    closed_late: u64,
     answered: Box<[Answer; 512]>,
     arrivals: Vec<u64>,
     histogram: Box<Histogram<u64>>,
@@ -185,6 +187,8 @@ struct State {
     /// Reply of the line at hand.
     line_out: Vec<u8>,
     counts: NetCounts,
+    /// Connections for which no extranonce1 was free.
+    refused_here: u64,
     seed: u64,
 }
 
@@ -227,11 +231,13 @@ impl<D: Driver, C: Clock> Net<D, C> {
                 out: Vec::with_capacity(64 * 1024),
                 line_out: Vec::with_capacity(16 * 1024),
                 counts: NetCounts::default(),
+                refused_here: 0,
                 seed,
             },
             stalled: None,
             broadcast_next: None,
             deadline_next: 0,
+            closed_late: 0,
             answered: Box::new([Answer { in_flight: 0, status: 0, spare: [0; 3] }; 512]),
             arrivals: Vec::with_capacity(IN_FLIGHT),
             histogram: Box::new(latency_histogram()),
@@ -403,7 +409,7 @@ impl<D: Driver, C: Clock> Net<D, C> {
                 !connection.session.is_authorized() && now_us.saturating_sub(connection.opened_us) > self.state.settings.authorize_within_us
             });
             if late {
-                self.state.counts.connection_closed_slow += 1;
+                self.closed_late += 1;
                 self.driver.close(at as Slot);
                 self.state.close(at as Slot);
                 if self.stalled == Some(at as Slot) {
@@ -462,7 +468,7 @@ impl State {
             self.generations.push(0);
         }
         let Some(extranonce1) = self.extranonces.allocate() else {
-            self.counts.connection_refused += 1;
+            self.refused_here += 1;
             return false;
         };
         // Relaxed: only uniqueness counts.
@@ -688,6 +694,8 @@ impl<D: Driver, C: Clock> Stage for Net<D, C> {
     fn housekeeping(&mut self) {
         self.check_deadlines();
         let counts = &mut self.state.counts;
+        counts.connection_refused = self.state.refused_here + self.driver.refused();
+        counts.connection_closed_slow = self.closed_late + self.driver.closed_slow();
         counts.connection_open = self.state.open as u64;
         counts.share_in_flight = (self.state.fifo.len() - self.state.texts.len()) as u64;
         counts.byte_sent = self.driver.bytes_sent();

@@ -32,11 +32,21 @@ impl ValidatedJob {
     }
 
     /// Extranonce1 and 2 as they stand in the coinbase.
-    fn extranonce(&self, submit: &Submit) -> [u8; 16] {
+    fn extranonce(&self, extranonce1: u32, extranonce2: u64) -> [u8; 16] {
         let mut bytes = [0u8; 16];
-        bytes[..4].copy_from_slice(&submit.extranonce1.to_be_bytes());
-        bytes[4..4 + self.extranonce2_bytes].copy_from_slice(&submit.extranonce2.to_be_bytes()[8 - self.extranonce2_bytes..]);
+        bytes[..4].copy_from_slice(&extranonce1.to_be_bytes());
+        bytes[4..4 + self.extranonce2_bytes].copy_from_slice(&extranonce2.to_be_bytes()[8 - self.extranonce2_bytes..]);
         bytes
+    }
+
+    /// Header hash of a share by the scalar kernel: the definition, whatever kernel judged it.
+    pub fn hash(&self, extranonce1: u32, extranonce2: u64, version: u32, ntime: u32, nonce: u32) -> Hash256 {
+        let words = scalar::share_hash(&self.table, &self.extranonce(extranonce1, extranonce2), version, ntime, nonce);
+        let mut bytes = [0u8; 32];
+        for (chunk, word) in bytes.chunks_exact_mut(4).zip(words) {
+            chunk.copy_from_slice(&word.to_be_bytes());
+        }
+        Hash256(bytes)
     }
 }
 
@@ -181,7 +191,7 @@ impl Validate {
     fn hash_batch(&mut self, job: &ValidatedJob, lanes: &[u16]) {
         for (lane, &at) in lanes.iter().enumerate() {
             let submit = &self.taken[usize::from(at)];
-            self.batch.extranonce[lane] = job.extranonce(submit);
+            self.batch.extranonce[lane] = job.extranonce(submit.extranonce1, submit.extranonce2);
             self.batch.version[lane] = submit.version;
             self.batch.ntime[lane] = submit.ntime;
             self.batch.nonce[lane] = submit.nonce;
@@ -223,18 +233,15 @@ impl Validate {
         if inserted == Inserted::Duplicate {
             verdict.flags &= !flags::BLOCK;
         } else if self.candidate[at] {
-            self.report_block(&submit, index);
+            self.report_block(at, index);
         }
     }
 
-    fn report_block(&mut self, submit: &Submit, index: usize) {
+    /// Recomputes a candidate by the scalar kernel and hands it to chain; with a full ring the row says that chain must take it from the log.
+    fn report_block(&mut self, at: usize, index: usize) {
+        let submit = &self.taken[at];
         let Some(job) = &self.jobs[index] else { return };
-        let words = scalar::share_hash(&job.table, &job.extranonce(submit), submit.version, submit.ntime, submit.nonce);
-        let mut bytes = [0u8; 32];
-        for (chunk, word) in bytes.chunks_exact_mut(4).zip(words) {
-            chunk.copy_from_slice(&word.to_be_bytes());
-        }
-        let hash = Hash256(bytes);
+        let hash = job.hash(submit.extranonce1, submit.extranonce2, submit.version, submit.ntime, submit.nonce);
         self.counts.block_found += 1;
         let candidate = BlockCandidate {
             job: job.id,
@@ -250,6 +257,7 @@ impl Validate {
         };
         if self.ports.blocks.push(candidate).is_err() {
             self.counts.block_flagged += 1;
+            self.found[at].flags |= flags::FROM_LOG;
         }
     }
 }

@@ -1,0 +1,284 @@
+//! Sums the counters of all stages into what the stats endpoint shows.
+use crate::config::Config;
+use crate::jobs::lock;
+use crate::stats::{
+    Blocks, ClickHouse, Connections, Health, Identity, Latency, Log, Metric, MetricKind, Rejected, Ring, Shares, Snapshot, Stage,
+    StatsSource,
+};
+use crate::topology::Latencies;
+use hdrhistogram::Histogram;
+use otedama_chain::ChainStats;
+use otedama_kernels::Isa;
+use otedama_pipeline::metrics::{Kind, LogMetrics, NetMetrics, Sample, ValidateMetrics};
+use otedama_pipeline::ring::RingInfo;
+use otedama_pipeline::sys::WallClock;
+use otedama_pipeline::topology::StageInfo;
+use otedama_pipeline::{Running, Rx, Tx};
+use otedama_primitives::Clock;
+use otedama_sharelog::LogCounters;
+use otedama_shipper::{ShipperState, StateKind};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// Shares of time are those of the last window at least this long.
+const WINDOW: Duration = Duration::from_millis(900);
+const REGIMES: [&str; 4] = ["caught_up", "processing", "backpressure", "housekeeping"];
+
+/// The counters of a pool.
+pub struct PoolStats {
+    started: Instant,
+    chain_label: String,
+    identity: Identity,
+    isa: Isa,
+    ack: String,
+    clock: WallClock,
+    stages: Vec<StageInfo>,
+    rings: Vec<RingInfo>,
+    nets: Vec<Arc<NetMetrics>>,
+    validates: Vec<Arc<ValidateMetrics>>,
+    log: Arc<LogMetrics>,
+    log_counters: Arc<LogCounters>,
+    chain: Arc<ChainStats>,
+    shipper: Arc<ShipperState>,
+    ships: bool,
+    draining: AtomicBool,
+    live: Mutex<Live>,
+}
+
+/// What changes as it is read; the stats thread alone takes this lock.
+struct Live {
+    latency: Histogram<u64>,
+    rings: Vec<(Rx<Latencies>, Tx<Latencies>)>,
+    window_from: Instant,
+    regimes_before: Vec<[u64; 4]>,
+    shares: Vec<(f64, f64)>,
+}
+
+fn load(value: &AtomicU64) -> u64 {
+    // Relaxed: every number stands for itself.
+    value.load(Ordering::Relaxed)
+}
+
+impl PoolStats {
+    /// Reads the counters of a running pool.
+    #[expect(clippy::too_many_arguments, reason = "one argument per part that counts; a struct would say the same names twice")]
+    pub fn new(
+        config: &Config,
+        running: &Running,
+        isa: Isa,
+        clock: WallClock,
+        nets: Vec<Arc<NetMetrics>>,
+        validates: Vec<Arc<ValidateMetrics>>,
+        log: Arc<LogMetrics>,
+        latencies: Vec<(Rx<Latencies>, Tx<Latencies>)>,
+        log_counters: Arc<LogCounters>,
+        chain: Arc<ChainStats>,
+        stratum: Vec<SocketAddr>,
+    ) -> Self {
+        let identity = Identity {
+            pool: config.pool.name.clone(),
+            instance: config.pool.instance,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            stratum: stratum.iter().map(SocketAddr::to_string).collect(),
+            height: None,
+            template_age_s: None,
+        };
+        let live = Live {
+            latency: *otedama_pipeline::stages::Histograms::empty(),
+            rings: latencies,
+            window_from: Instant::now(),
+            regimes_before: running.stages.iter().map(|stage| stage.regimes.read()).collect(),
+            shares: vec![(0.0, 0.0); running.stages.len()],
+        };
+        Self {
+            started: Instant::now(),
+            chain_label: if config.chain.is_practice() { "practice".to_owned() } else { config.chain.network.name().to_owned() },
+            identity,
+            isa,
+            ack: config.log.ack.name().to_owned(),
+            clock,
+            stages: running.stages.clone(),
+            rings: running.rings.clone(),
+            nets,
+            validates,
+            log,
+            log_counters,
+            chain,
+            shipper: Arc::default(),
+            ships: config.clickhouse.url.is_some(),
+            draining: AtomicBool::new(false),
+            live: Mutex::new(live),
+        }
+    }
+
+    /// The shipper's state, to be filled by it.
+    pub fn shipper(&self) -> Arc<ShipperState> {
+        self.shipper.clone()
+    }
+
+    /// Says on `/health` that the pool is going down.
+    pub fn set_draining(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    fn sum(&self, pick: impl Fn(&NetMetrics) -> &AtomicU64) -> u64 {
+        self.nets.iter().map(|net| load(pick(net))).sum()
+    }
+
+    fn metrics(&self) -> Vec<Metric> {
+        let mut by_name: BTreeMap<String, Metric> = BTreeMap::new();
+        let mut add = |stage: &str, samples: Vec<Sample>| {
+            for sample in samples {
+                let name = format!("{stage}_{}", sample.name);
+                let kind = if sample.kind == Kind::Counter { MetricKind::Counter } else { MetricKind::Gauge };
+                by_name.entry(name.clone()).or_insert(Metric { name, help: sample.help, kind, value: 0.0 }).value += sample.value as f64;
+            }
+        };
+        self.nets.iter().for_each(|net| add("net", net.samples()));
+        self.validates.iter().for_each(|validate| add("validate", validate.samples()));
+        add("log", self.log.samples());
+        let gauge = |name: &str, help, value: f64| Metric { name: name.to_owned(), help, kind: MetricKind::Gauge, value };
+        let counter = |name: &str, help, value: u64| Metric { name: name.to_owned(), help, kind: MetricKind::Counter, value: value as f64 };
+        let chain = self.chain.snapshot(self.clock.now_us());
+        let log = &self.log_counters;
+        let mut all: Vec<_> = by_name.into_values().collect();
+        all.extend([
+            counter("chain_job_issued", "Jobs issued", chain.jobs),
+            counter("chain_template_received", "Templates received", chain.templates),
+            counter("chain_call_failed", "Calls to nodes that failed", chain.calls_failed),
+            gauge("log_full_state", "1 while the disk or max_bytes is full", f64::from(u8::from(log.log_full.load(Ordering::Relaxed)))),
+            gauge("log_journal_spare_count", "Journal files ready for use", load(&log.journal_spares) as f64),
+            counter("log_row_sealed", "Rows sealed into segments", load(&log.rows_sealed)),
+            counter("log_journal_damaged", "Journal files set aside because a part of them was damaged", load(&log.journals_damaged)),
+            counter("shipper_row_shipped", "Rows that ClickHouse acknowledged", load(&self.shipper.rows_shipped)),
+            counter("shipper_request_retried", "Requests to ClickHouse that were tried again", load(&self.shipper.retries)),
+        ]);
+        all
+    }
+}
+
+impl Live {
+    fn read(&mut self, stages: &[StageInfo]) -> Latency {
+        for (full, empty) in &mut self.rings {
+            while let Some(mut histogram) = full.pop() {
+                // Same bounds on both sides, so adding cannot fail.
+                let added = self.latency.add(&*histogram);
+                debug_assert!(added.is_ok());
+                histogram.reset();
+                let returned = empty.push(histogram);
+                debug_assert!(returned.is_ok(), "as many circulate as the ring holds");
+            }
+            full.publish();
+            empty.publish();
+        }
+        let elapsed = self.window_from.elapsed();
+        if elapsed >= WINDOW {
+            let now: Vec<_> = stages.iter().map(|stage| stage.regimes.read()).collect();
+            for ((share, before), now) in self.shares.iter_mut().zip(&self.regimes_before).zip(&now) {
+                let spent: Vec<f64> = now.iter().zip(before).map(|(now, before)| now.saturating_sub(*before) as f64).collect();
+                let all = spent.iter().sum::<f64>().max(1.0);
+                *share = ((spent[1] + spent[3]) / all, spent[2] / all);
+            }
+            self.regimes_before = now;
+            self.window_from = Instant::now();
+        }
+        let at = |quantile| self.latency.value_at_quantile(quantile);
+        if self.latency.is_empty() {
+            Latency::default()
+        } else {
+            Latency { p50: at(0.5), p99: at(0.99), p999: at(0.999), max: self.latency.max() }
+        }
+    }
+}
+
+impl StatsSource for PoolStats {
+    fn snapshot(&self) -> Snapshot {
+        let (latency_us, shares_of_time) = {
+            let mut live = lock(&self.live);
+            (live.read(&self.stages), live.shares.clone())
+        };
+        let chain = self.chain.snapshot(self.clock.now_us());
+        let rejected = Rejected {
+            stale: self.sum(|net| &net.share_stale_refused),
+            duplicate: self.sum(|net| &net.share_duplicate_refused),
+            low_difficulty: self.sum(|net| &net.share_low_difficulty_refused),
+            bad_time: self.sum(|net| &net.share_bad_time_refused),
+            bad_version: self.sum(|net| &net.share_bad_version_refused),
+            malformed: self.sum(|net| &net.share_malformed_refused),
+            unauthorized: self.sum(|net| &net.share_unauthorized_refused),
+            overload: self.sum(|net| &net.share_overload_refused),
+        };
+        let round = |value: f64| (value * 10_000.0).round() / 10_000.0;
+        let stages = self.stages.iter().zip(shares_of_time).map(|(stage, (busy, backpressure))| Stage {
+            name: stage.name.clone(),
+            core: stage.core,
+            busy: round(busy),
+            backpressure: round(backpressure),
+            regimes: REGIMES.into_iter().zip(stage.regimes.read().map(|ns| ns as f64 / 1e9)).collect(),
+        });
+        Snapshot {
+            uptime_s: (self.started.elapsed().as_secs_f64() * 1000.0).round() / 1000.0,
+            driver: "mio".to_owned(),
+            kernel: self.isa.label().to_owned(),
+            ack: self.ack.clone(),
+            chain: self.chain_label.clone(),
+            connections: Connections {
+                open: self.sum(|net| &net.connection_open),
+                accepted: self.sum(|net| &net.connection_accepted),
+                refused: self.sum(|net| &net.connection_refused),
+            },
+            shares: Shares {
+                received: self.sum(|net| &net.share_received),
+                accepted: self.sum(|net| &net.share_accepted),
+                rejected,
+                logged: load(&self.log.row_appended),
+            },
+            lines_refused: self.sum(|net| &net.line_refused),
+            blocks: Blocks {
+                found: chain.blocks_found,
+                accepted: chain.blocks_accepted,
+                superseded: chain.blocks_superseded,
+                rejected: chain.blocks_rejected,
+            },
+            latency_us,
+            stages: stages.collect(),
+            rings: self.rings.iter().map(|ring| Ring { name: ring.name.clone(), depth: ring.depth as u64, used: ring.used() }).collect(),
+            log: Log {
+                segments_sealed: load(&self.log_counters.segments_sealed),
+                segments_shipped: load(&self.log_counters.segments_shipped),
+                rows_unshipped: load(&self.log_counters.rows_unshipped),
+                bytes: load(&self.log_counters.bytes),
+            },
+            clickhouse: ClickHouse {
+                state: if self.ships { self.shipper.kind().label().to_owned() } else { "off".to_owned() },
+                last_error: self.shipper.last_error(),
+            },
+            identity: Identity {
+                height: (chain.height > 0).then_some(chain.height),
+                template_age_s: chain.template_age_ms.map(|age| age as f64 / 1000.0),
+                ..self.identity.clone()
+            },
+            metrics: self.metrics(),
+        }
+    }
+
+    fn health(&self) -> Health {
+        let chain = self.chain.snapshot(self.clock.now_us());
+        let mut degraded = Vec::new();
+        if self.ships && matches!(self.shipper.kind(), StateKind::Retrying | StateKind::Refusing) {
+            degraded.push(format!("clickhouse {}: {}", self.shipper.kind().label(), self.shipper.last_error()));
+        }
+        if chain.fresh && !chain.last_error.is_empty() {
+            degraded.push(format!("node: {}", chain.last_error));
+        }
+        Health {
+            fresh_template: chain.fresh,
+            log_writable: !self.log_counters.log_full.load(Ordering::Relaxed),
+            draining: self.draining.load(Ordering::Relaxed),
+            degraded,
+        }
+    }
+}

@@ -1,0 +1,560 @@
+//! Puts the crates together: the share path on its cores, and around it chain, sealer, shipper and stats on the control and stats cores.
+use crate::config::{self, Ack, Config};
+use crate::jobs::{CandidatesFromLog, JobDesk, PoolSink, lock};
+use crate::stats::StatsServer;
+use crate::stats_source::PoolStats;
+use crate::topology::{Boot, lay_out};
+use otedama_chain::node::rpc::{RpcNodes, RpcSettings};
+use otedama_chain::{AssemblerSettings, ChainSettings, ChainStats, Command, Network, NodeRpc, Practice, PracticeSettings};
+use otedama_kernels::Isa;
+use otedama_pipeline::Rx;
+use otedama_pipeline::driver::{Listener, MioDriver, MioSettings};
+use otedama_pipeline::metrics::ValidateMetrics;
+use otedama_pipeline::stages::{DUPLICATE_PRESSURE, JournalEnd, NetSettings};
+use otedama_pipeline::sys::{WallClock, allowed_cores, pin_to_core};
+use otedama_pipeline::{Cores, Running};
+use otedama_primitives::{BlockCandidate, Clock, Difficulty, RunId};
+use otedama_sharelog::store::SegmentStore;
+use otedama_sharelog::{LogSettings, LoggedRow, RunRecord, SealStep, Sealer, ShareLog};
+use otedama_shipper::{Shipper, ShipperSettings, ShipperState};
+use otedama_stratum::v1;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+use tokio::sync::watch;
+
+/// Bytes of one journal file: half a million rows.
+pub const JOURNAL_FILE_BYTES: u64 = 32 << 20;
+/// Seal after this long where nobody ships: by rows or ten minutes.
+const SEAL_ALONE_MS: u64 = 600_000;
+/// How often the control core looks at block candidates and duplicate tables.
+const CONTROL_TICK: Duration = Duration::from_millis(1);
+/// How often the sealer looks at the journal when it has caught up.
+const SEALER_TICK: Duration = Duration::from_millis(5);
+/// The log-full check and clock corrections.
+const SLOW_TICK: Duration = Duration::from_millis(100);
+/// Connections waiting to be accepted.
+const LISTEN_BACKLOG: i32 = 4096;
+/// Time for the shipper to hand over what is sealed at a stop.
+const SHIP_AT_STOP: Duration = Duration::from_secs(5);
+
+/// Why a pool could not start, with the exit code that goes with it.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}")]
+pub struct StartError {
+    what: String,
+    /// 2 config, 3 environment.
+    pub code: u8,
+    #[source]
+    source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+impl StartError {
+    fn config(what: impl Into<String>) -> Self {
+        Self { what: what.into(), code: 2, source: None }
+    }
+
+    fn environment(what: impl Into<String>, source: impl std::error::Error + Send + Sync + 'static) -> Self {
+        Self { what: what.into(), code: 3, source: Some(Box::new(source)) }
+    }
+}
+
+/// A running pool.
+pub struct Pool {
+    running: Running,
+    stats: Arc<PoolStats>,
+    stats_server: StatsServer,
+    commands: mpsc::UnboundedSender<Command>,
+    stop_control: Arc<AtomicBool>,
+    stop_shipper: watch::Sender<bool>,
+    chain: JoinHandle<()>,
+    sealer: JoinHandle<bool>,
+    shipper: Option<JoinHandle<()>>,
+    listening: Vec<SocketAddr>,
+    started: Instant,
+}
+
+/// What a drained pool reports.
+#[derive(Debug)]
+pub struct Drained {
+    /// Every stage ended in order, and every row is in a segment.
+    pub clean: bool,
+    /// The last figures.
+    pub snapshot: crate::stats::Snapshot,
+}
+
+/// The layout that a config asks for on the cores there are.
+pub fn cores_of(config: &Config) -> Result<Cores, StartError> {
+    let allowed = allowed_cores().map_err(|error| StartError::environment("reading which cores this process may run on", error))?;
+    let auto = Cores::auto(&allowed);
+    let list = |cores: &config::Cores, auto: Vec<usize>| match cores {
+        config::Cores::Auto => auto,
+        config::Cores::List(list) => list.clone(),
+    };
+    let one = |name: &str, cores: &config::Cores, auto: usize| match list(cores, vec![auto]).as_slice() {
+        [core] => Ok(*core),
+        more => Err(StartError::config(format!("[layout] {name} names {} cores; it runs on one", more.len()))),
+    };
+    let layout = &config.layout;
+    let cores = Cores {
+        net: list(&layout.net, auto.net),
+        validate: list(&layout.validate, auto.validate),
+        log: one("log", &layout.log, auto.log)?,
+        control: one("control", &layout.control, auto.control)?,
+        stats: one("stats", &layout.stats, auto.stats)?,
+    };
+    cores.check(&allowed).map_err(|error| StartError::config(error.to_string()))?;
+    Ok(cores)
+}
+
+fn listen(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, StartError> {
+    addresses
+        .iter()
+        .map(|address| {
+            let failed = |error| StartError::environment(format!("[stratum] cannot listen on {address}"), error);
+            let listener = TcpListener::bind(address).map_err(failed)?;
+            // std listens with a backlog of 128: a farm that reconnects at once needs more.
+            rustix::net::listen(&listener, LISTEN_BACKLOG).map_err(|error| failed(error.into()))?;
+            Ok(listener)
+        })
+        .collect()
+}
+
+fn payout_script(config: &Config) -> Result<Vec<u8>, StartError> {
+    let chain = &config.chain;
+    if chain.is_practice() {
+        return if chain.payout_address.is_empty() {
+            Ok(otedama_chain::practice_payout_script())
+        } else {
+            otedama_chain::practice::payout_script(&chain.payout_address).map_err(|error| StartError::config(error.to_string()))
+        };
+    }
+    otedama_chain::payout_script(network_of(config)?, &chain.payout_address).map_err(|error| StartError::config(error.to_string()))
+}
+
+fn network_of(config: &Config) -> Result<Network, StartError> {
+    let label = config.chain.network.name();
+    Network::from_label(label).ok_or_else(|| StartError::config(format!("[chain] network \"{label}\" is not known")))
+}
+
+/// Settings of the coinbase; refuses an address of another network and a tag that is too long. `check` and `serve` judge by this.
+pub fn assembler_settings(config: &Config) -> Result<AssemblerSettings, StartError> {
+    let settings = AssemblerSettings {
+        payout_script: payout_script(config)?,
+        tag: config.chain.coinbase_tag.clone(),
+        extranonce2_bytes: config.stratum.extranonce2_bytes,
+    };
+    otedama_chain::coinbase::check(&settings.tag, settings.extranonce2_bytes, &settings.payout_script)
+        .map_err(|error| StartError::config(error.to_string()))?;
+    Ok(settings)
+}
+
+/// Settings of the shipper; None without `[clickhouse] url`.
+pub fn shipper_settings(config: &Config) -> Option<ShipperSettings> {
+    let clickhouse = &config.clickhouse;
+    let mut settings = ShipperSettings::new(clickhouse.url.clone()?);
+    settings.database = clickhouse.database.clone();
+    settings.user = clickhouse.user.clone();
+    settings.password = clickhouse.password.expose().to_owned();
+    settings.create_tables = clickhouse.create_tables;
+    settings.inserts_in_flight = usize::from(clickhouse.inserts_in_flight);
+    settings.pool = config.pool.name.clone();
+    settings.instance = config.pool.instance;
+    settings.pace.drain = SHIP_AT_STOP;
+    Some(settings)
+}
+
+fn log_settings(config: &Config, run: RunId) -> LogSettings {
+    let ships = config.clickhouse.url.is_some();
+    LogSettings {
+        dir: config.log.dir.clone(),
+        pool: config.pool.name.clone(),
+        run,
+        segment_rows: config.log.segment_rows,
+        seal_after_ms: if ships { config.log.seal_after_ms } else { SEAL_ALONE_MS },
+        max_bytes: config.log.max_bytes,
+        journal_file_bytes: JOURNAL_FILE_BYTES,
+        keep_ms: config.log.keep_s.saturating_mul(1000),
+        keep_shipped_ms: config.log.keep_shipped_s.saturating_mul(1000),
+        has_cursor: ships,
+    }
+}
+
+/// What sessions are told; from the config.
+fn session_settings(config: &Config) -> v1::Settings {
+    let difficulty = Difficulty::clamped(config.stratum.difficulty);
+    let least = Difficulty::clamped(config.vardiff.min.min(config.stratum.difficulty));
+    v1::Settings {
+        pool: config.pool.name.as_str().into(),
+        difficulty,
+        difficulty_min: least,
+        difficulty_max: Difficulty::clamped(config.vardiff.max),
+        version_mask: config.stratum.version_mask,
+        extranonce2_bytes: config.stratum.extranonce2_bytes,
+        workers_max: config.stratum.max_workers_per_connection as usize,
+        ..v1::Settings::default()
+    }
+}
+
+/// 64 random bits from the operating system, by way of the standard library's hash keys.
+fn random() -> u64 {
+    RandomState::new().build_hasher().finish()
+}
+
+impl Pool {
+    /// Starts everything. `started` is when the process began, for `listening_ms`.
+    pub fn start(config: &Config, started: Instant) -> Result<Self, StartError> {
+        let cores = cores_of(config)?;
+        let assembler = assembler_settings(config)?;
+        let isa = Isa::choose(config.layout.isa.name())
+            .ok_or_else(|| StartError::config(format!("[layout] isa \"{}\" is not available on this CPU", config.layout.isa.name())))?;
+        let clock = WallClock::new();
+        let run = RunId::new(config.pool.instance, random() as u32);
+        let listeners = listen(&config.stratum.listen)?;
+        let listening = listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect::<Vec<_>>();
+        let stats_listener = TcpListener::bind(config.stats.listen)
+            .map_err(|error| StartError::environment(format!("[stats] cannot listen on {}", config.stats.listen), error))?;
+
+        let log_failed = |error: otedama_sharelog::LogError| {
+            let code = error.exit_code();
+            StartError { what: format!("opening the share log in {}", config.log.dir.display()), code, source: Some(Box::new(error)) }
+        };
+        let (journal, sealer, registry, log_counters) = ShareLog::open(log_settings(config, run)).map_err(log_failed)?;
+
+        let nets = cores.net.len();
+        let shared = Listener::new(listeners, nets).map_err(|error| StartError::environment("preparing the listening sockets", error))?;
+        let network = |list: &[config::Cidr]| list.iter().map(|cidr| (cidr.address, cidr.prefix_bits)).collect::<Vec<_>>();
+        let door = MioSettings {
+            connections_max: config.stratum.max_connections as usize,
+            connects_per_ip_per_s: config.limits.connects_per_ip_per_s,
+            allow: network(&config.limits.allow),
+            deny: network(&config.limits.deny),
+        };
+        let drivers = (0..nets)
+            .map(|net| MioDriver::new(&shared, net, door.clone()))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|error| StartError::environment("starting the mio driver", error))?;
+        let wakers = drivers.iter().map(MioDriver::waker).collect::<Vec<_>>();
+        registry
+            .run(&RunRecord {
+                run,
+                started_us: clock.now_us(),
+                build: env!("CARGO_PKG_VERSION").to_owned(),
+                kernel: isa.label().to_owned(),
+                driver: "mio".to_owned(),
+                tier: config.log.ack.name().to_owned(),
+                pool: config.pool.name.clone(),
+            })
+            .map_err(log_failed)?;
+
+        let settings = NetSettings {
+            net: 0,
+            session: session_settings(config),
+            connections_max: config.stratum.max_connections as usize,
+            line_bytes: config.limits.line_bytes as usize,
+            authorize_within_us: config.limits.authorize_within_s.saturating_mul(1_000_000),
+            refused_per_s: config.limits.refused_per_s,
+        };
+        let boot = Boot { clock: clock.clone(), isa, seed: random(), answer_first: config.log.ack == Ack::Memory };
+        let (topology, ends) = lay_out(&cores, drivers, &settings, JournalEnd::new(journal, log_counters.clone()), &boot);
+        let running = topology.start().map_err(|error| StartError::environment("starting the share path", error))?;
+
+        let chain_stats: Arc<ChainStats> = Arc::default();
+        let desk = Arc::new(Mutex::new(JobDesk::new(ends.jobs_to_validate, ends.jobs_to_net, wakers, random() as u32)));
+        let stats = Arc::new(PoolStats::new(
+            config,
+            &running,
+            isa,
+            clock.clone(),
+            ends.net_metrics,
+            ends.validate_metrics.clone(),
+            ends.log_metrics,
+            ends.latencies,
+            log_counters,
+            chain_stats.clone(),
+            listening.clone(),
+        ));
+        let stats_core = cores.stats;
+        let stats_server = StatsServer::start(stats_listener, stats.clone(), move || pin_softly(stats_core))
+            .map_err(|error| StartError::environment("starting the stats endpoint", error))?;
+
+        let (commands, command_rx) = mpsc::unbounded_channel();
+        let (candidates, candidate_rx) = mpsc::unbounded_channel();
+        let stop_control = Arc::new(AtomicBool::new(false));
+        let (flagged, flagged_rows) = mpsc::unbounded_channel();
+        let chain = ChainThread {
+            core: cores.control,
+            settings: ChainSettings {
+                run,
+                network: if config.chain.is_practice() { Network::Main } else { network_of(config)? },
+                assembler,
+                poll_ms: config.chain.poll_ms,
+                refresh_s: config.chain.refresh_s,
+            },
+            sink: PoolSink::new(desk.clone(), registry.clone(), clock.clone()),
+            clock: clock.clone(),
+            stats: chain_stats,
+            candidate_rx,
+            command_rx,
+            watch: ShareWatch {
+                desk: desk.clone(),
+                blocks: ends.blocks,
+                candidates,
+                commands: commands.clone(),
+                validate_metrics: ends.validate_metrics,
+                asked_at: vec![0; cores.validate.len()],
+                from_log: CandidatesFromLog::new(config.log.dir.clone(), desk, registry),
+                flagged_rows,
+            },
+        };
+        let chain = chain.start(source_of(config, &clock)?)?;
+        let sealer = start_sealer(sealer, flagged, clock, cores.control, stop_control.clone())?;
+        let (stop_shipper, shipper_stop) = watch::channel(false);
+        let shipper = match shipper_settings(config) {
+            Some(settings) => Some(start_shipper(settings, config.log.dir.clone(), stats.shipper(), shipper_stop, cores.control)?),
+            None => None,
+        };
+        Ok(Self { running, stats, stats_server, commands, stop_control, stop_shipper, chain, sealer, shipper, listening, started })
+    }
+
+    /// Where miners connect.
+    pub fn stratum(&self) -> &[SocketAddr] {
+        &self.listening
+    }
+
+    /// Where the stats endpoint is.
+    pub fn stats_address(&self) -> SocketAddr {
+        self.stats_server.address()
+    }
+
+    /// The figures.
+    pub fn stats(&self) -> &Arc<PoolStats> {
+        &self.stats
+    }
+
+    /// When the process began.
+    pub fn started(&self) -> Instant {
+        self.started
+    }
+
+    /// False when a stage or a control thread has ended by itself: nothing but a bug or a failed disk does that.
+    pub fn is_alive(&self) -> bool {
+        self.running.is_alive() && !self.sealer.is_finished() && !self.chain.is_finished()
+    }
+
+    /// Drains: no new work, every share in flight is answered and logged, every row sealed, then what is sealed is shipped for a few seconds.
+    pub fn stop(mut self) -> Drained {
+        self.stats.set_draining();
+        let stages_clean = self.running.join();
+        // Candidates on the rings are taken by the control thread's last tick before it stops.
+        self.stop_control.store(true, Ordering::Release);
+        let sealed = self.sealer.join().unwrap_or(false);
+        let _ = self.commands.send(Command::Stop);
+        let chain_clean = self.chain.join().is_ok();
+        let _ = self.stop_shipper.send(true);
+        let shipper_clean = self.shipper.is_none_or(|shipper| shipper.join().is_ok());
+        let snapshot = crate::stats::StatsSource::snapshot(&*self.stats);
+        self.stats_server.stop();
+        Drained { clean: stages_clean && sealed && chain_clean && shipper_clean, snapshot }
+    }
+}
+
+/// Pins a control or stats thread; a refused pin costs nothing but placement.
+fn pin_softly(core: usize) {
+    if let Err(error) = pin_to_core(core) {
+        eprintln!("warning: could not pin to core {core}: {error}; running unpinned");
+    }
+}
+
+fn spawn<T: Send + 'static>(name: &str, core: usize, work: impl FnOnce() -> T + Send + 'static) -> Result<JoinHandle<T>, StartError> {
+    let pinned = move || {
+        pin_softly(core);
+        work()
+    };
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(pinned)
+        .map_err(|error| StartError::environment(format!("starting the {name} thread"), error))
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, StartError> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| StartError::environment("starting an event loop", error))
+}
+
+/// Where templates come from.
+enum Source {
+    Practice(Practice<WallClock>),
+    Nodes(RpcNodes),
+}
+
+fn source_of(config: &Config, clock: &WallClock) -> Result<Source, StartError> {
+    let chain = &config.chain;
+    if chain.is_practice() {
+        let settings = PracticeSettings { block_s: chain.practice_block_s, ..PracticeSettings::default() };
+        return Practice::new(settings, clock.clone()).map(Source::Practice).map_err(|error| StartError::config(error.to_string()));
+    }
+    let settings = RpcSettings {
+        urls: chain.rpc.clone(),
+        user: chain.user.clone(),
+        password: chain.password.expose().to_owned(),
+        cookie_file: chain.cookie_file.clone().unwrap_or_default(),
+        ..RpcSettings::default()
+    };
+    RpcNodes::new(settings).map(Source::Nodes).map_err(|error| StartError::config(error.to_string()))
+}
+
+/// What the control core watches of the share path: candidates, duplicate tables, job rings.
+struct ShareWatch {
+    desk: Arc<Mutex<JobDesk>>,
+    blocks: Vec<Rx<BlockCandidate>>,
+    candidates: mpsc::UnboundedSender<BlockCandidate>,
+    commands: mpsc::UnboundedSender<Command>,
+    validate_metrics: Vec<Arc<ValidateMetrics>>,
+    /// Whether a new job has been asked for since a lane's newest table was last under pressure.
+    asked_at: Vec<u64>,
+    from_log: CandidatesFromLog,
+    flagged_rows: mpsc::UnboundedReceiver<LoggedRow>,
+}
+
+impl ShareWatch {
+    fn tick(&mut self) {
+        for ring in &mut self.blocks {
+            while let Some(candidate) = ring.pop() {
+                // The chain task may have stopped: then the flagged row is what remains.
+                let _ = self.candidates.send(candidate);
+            }
+            ring.publish();
+        }
+        while let Ok(row) = self.flagged_rows.try_recv() {
+            if let Some(candidate) = self.from_log.rebuild(&row) {
+                let _ = self.candidates.send(candidate);
+            }
+        }
+        for (metrics, asked) in self.validate_metrics.iter().zip(&mut self.asked_at) {
+            let used = metrics.duplicate_table_newest_used.load(Ordering::Relaxed);
+            if used < DUPLICATE_PRESSURE as u64 {
+                *asked = 0;
+            } else if *asked == 0 {
+                *asked = used;
+                let _ = self.commands.send(Command::NewJobWanted);
+            }
+        }
+        lock(&self.desk).tick();
+    }
+}
+
+/// The thread of the chain task, with everything it takes along.
+struct ChainThread {
+    core: usize,
+    settings: ChainSettings,
+    sink: PoolSink<WallClock>,
+    clock: WallClock,
+    stats: Arc<ChainStats>,
+    candidate_rx: mpsc::UnboundedReceiver<BlockCandidate>,
+    command_rx: mpsc::UnboundedReceiver<Command>,
+    watch: ShareWatch,
+}
+
+impl ChainThread {
+    fn start(self, source: Source) -> Result<JoinHandle<()>, StartError> {
+        let runtime = runtime()?;
+        let core = self.core;
+        spawn("chain", core, move || match source {
+            Source::Practice(practice) => runtime.block_on(self.run(practice)),
+            Source::Nodes(nodes) => runtime.block_on(self.run(nodes)),
+        })
+    }
+
+    async fn run<N: NodeRpc>(self, nodes: N) {
+        let mut watch = self.watch;
+        let clock = self.clock.clone();
+        let ticking = async move {
+            let mut last_slow = Instant::now();
+            let mut tick = tokio::time::interval(CONTROL_TICK);
+            tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            loop {
+                tick.tick().await;
+                watch.tick();
+                if last_slow.elapsed() >= SLOW_TICK {
+                    last_slow = Instant::now();
+                    clock.resync();
+                }
+            }
+        };
+        let chain = otedama_chain::run(self.settings, nodes, self.sink, self.clock, self.stats, self.candidate_rx, self.command_rx);
+        tokio::select! {
+            ended = chain => if let Err(error) = ended {
+                eprintln!("error: the chain task ended: {error}");
+            },
+            () = ticking => {}
+        }
+    }
+}
+
+fn start_sealer(
+    mut sealer: Sealer,
+    flagged: mpsc::UnboundedSender<LoggedRow>,
+    clock: WallClock,
+    core: usize,
+    stop: Arc<AtomicBool>,
+) -> Result<JoinHandle<bool>, StartError> {
+    sealer.on_block_row(move |row| {
+        if row.flags & otedama_primitives::flags::FROM_LOG != 0 {
+            // Nobody listens any more when the pool has stopped; the row stays flagged in the log.
+            let _ = flagged.send(*row);
+        }
+    });
+    spawn("sealer", core, move || {
+        let mut said: Option<Instant> = None;
+        // Acquire pairs with the Release after the last stage has drained: everything appended is visible.
+        while !stop.load(Ordering::Acquire) {
+            match sealer.step(clock.now_us()) {
+                Ok(SealStep::Worked) => {}
+                Ok(SealStep::Idle) => std::thread::sleep(SEALER_TICK),
+                Err(error) => {
+                    if said.is_none_or(|at| at.elapsed() > Duration::from_secs(10)) {
+                        said = Some(Instant::now());
+                        eprintln!("error: sealing the share log failed, it is tried again: {}", chain_of(&error));
+                    }
+                    std::thread::sleep(Duration::from_millis(200));
+                }
+            }
+        }
+        sealer.drain(clock.now_us()).inspect_err(|error| eprintln!("error: the log could not be sealed: {}", chain_of(error))).is_ok()
+    })
+}
+
+fn start_shipper(
+    settings: ShipperSettings,
+    dir: PathBuf,
+    state: Arc<ShipperState>,
+    stop: watch::Receiver<bool>,
+    core: usize,
+) -> Result<JoinHandle<()>, StartError> {
+    let failed =
+        |error: otedama_sharelog::LogError| StartError::environment(format!("opening the shipper's cursor in {}", dir.display()), error);
+    let store = SegmentStore::open(&dir).map_err(failed)?;
+    let shipper = Shipper::new(settings, store, state).map_err(failed)?;
+    let runtime = runtime()?;
+    spawn("shipper", core, move || runtime.block_on(shipper.run(stop)))
+}
+
+/// An error with its causes, on one line.
+pub fn chain_of(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
