@@ -276,6 +276,15 @@ struct Search {
     version_bits: u32,
 }
 
+/// Stale answers that nothing explains yet. A server that tells thousands of sessions of a clean job refuses the old one's shares before the last session
+/// knows: the clean job that follows explains them. A share of the same job that is accepted later shows that they were wrong.
+struct Suspicion {
+    count: u64,
+    job: u32,
+    since_us: u64,
+    first: WrongAnswer,
+}
+
 /// Jobs that a session remembers, as many as a server keeps live and ended ones together.
 const JOBS: usize = 16;
 /// Above this work a share is looked for alone, with a look at the clock; below, sixteen at a time.
@@ -284,6 +293,10 @@ const BATCH_WORK_MAX: u64 = 64;
 const NONCES_PER_LOOK: u32 = 2048;
 /// Repeats that wait for their chance; more are forgotten.
 const REPEATS_DUE_MAX: i64 = 4;
+/// Retargets further apart than this have nothing to do with each other: longer than any grace, and than jobs stay live.
+const RETARGETS_APART_US: u64 = 600_000_000;
+/// How long after the end of a job a server may take to tell a session of it.
+const CLEAN_JOB_LATE_US: u64 = 2_000_000;
 /// Largest extranonce on either side, bytes.
 const EXTRANONCE_BYTES_MAX: usize = 16;
 
@@ -306,8 +319,12 @@ pub struct Session {
     work_next: Option<Work>,
     work: Work,
     target: Target,
-    /// The easier of this and the previous difficulty: what a grace period may judge at.
+    /// The easiest of this and the difficulties shortly before it: what a grace period may judge at.
     target_easier: Target,
+    work_easier: Work,
+    retargeted_us: u64,
+    suspicion: Option<Box<Suspicion>>,
+    last_read_us: u64,
     jobs: [Option<Arc<Job>>; JOBS],
     /// Serial of the newest job, from 1; 0 before the first.
     job: u32,
@@ -361,6 +378,10 @@ impl Session {
             work: Work::new(1),
             target: Work::new(1).target(),
             target_easier: Work::new(1).target(),
+            work_easier: Work::new(1),
+            retargeted_us: 0,
+            suspicion: None,
+            last_read_us: 0,
             jobs: Default::default(),
             job: 0,
             ended: None,
@@ -444,6 +465,9 @@ impl Session {
     /// The connection is gone: books what was in flight as unanswered and forgets everything that belonged to it.
     pub fn abandon(&mut self, shared: &mut Shared) {
         shared.passed_over -= self.lost.len() as u64;
+        let is_old =
+            self.suspicion.as_ref().is_some_and(|suspicion| self.last_read_us.saturating_sub(suspicion.since_us) > CLEAN_JOB_LATE_US);
+        self.clear_suspicion(shared, is_old);
         for entry in std::mem::take(&mut self.ring).into_iter().chain(std::mem::take(&mut self.lost)) {
             if entry.is_submit() {
                 shared.totals.unanswered += 1;
@@ -471,6 +495,7 @@ impl Session {
     /// Takes what the server sent, up to the last whole line; returns the bytes taken. `now_us` is when they were read.
     pub fn on_bytes(&mut self, shared: &mut Shared, data: &[u8], now_us: u64) -> Result<usize, SessionError> {
         let mut at = 0;
+        self.last_read_us = now_us;
         loop {
             if let Some(front) = self.ring.front()
                 && front.is_submit()
@@ -638,12 +663,17 @@ impl Session {
 
     fn start_job(&mut self, shared: &mut Shared, job: Arc<Job>) {
         if let Some(work) = self.work_next.take() {
-            let easier = if self.job == 0 { work } else { work.easier(self.work) };
+            // A server keeps the easier of two works for a grace period, and the easiest of several that follow each other closely.
+            let before =
+                if self.last_read_us.saturating_sub(self.retargeted_us) < RETARGETS_APART_US { self.work_easier } else { self.work };
+            self.work_easier = if self.job == 0 { work } else { work.easier(before).easier(self.work) };
+            self.retargeted_us = self.last_read_us;
             self.work = work;
             self.target = work.target();
-            self.target_easier = easier.target();
+            self.target_easier = self.work_easier.target();
         }
         if job.clean {
+            self.clear_suspicion(shared, false);
             self.clean_jobs += 1;
             self.ended = (self.job != 0).then_some(self.job);
         }
@@ -684,9 +714,17 @@ impl Session {
                 shared.totals.overload += 1;
             } else if verdict.status == Some(ShareStatus::Stale) && entry.clean_jobs != self.clean_jobs {
                 shared.totals.crossed += 1;
+            } else if verdict.status == Some(ShareStatus::Stale) {
+                self.suspect(entry, allowed, line, now_us);
             } else {
                 let describe = || (format!("{} for {:?}", labels(allowed), entry.kind), self.line_of(entry));
                 keep_wrong(shared, describe, line);
+            }
+        }
+        if let Some(suspicion) = &self.suspicion {
+            let lives = verdict.status == Some(ShareStatus::Accepted) && suspicion.job == entry.job;
+            if lives || now_us.saturating_sub(suspicion.since_us) > CLEAN_JOB_LATE_US {
+                self.clear_suspicion(shared, true);
             }
         }
         if verdict.status == Some(ShareStatus::Accepted)
@@ -698,6 +736,29 @@ impl Session {
         }
         if shared.ledger.is_some() {
             self.write_ledger(shared, entry, verdict.status.map_or("unknown", ShareStatus::label));
+        }
+    }
+
+    fn suspect(&mut self, entry: &Entry, allowed: Allowed, line: &[u8], now_us: u64) {
+        if let Some(suspicion) = &mut self.suspicion {
+            suspicion.count += 1;
+            return;
+        }
+        let expected = format!("{} for {:?}, as no clean job ended its job", labels(allowed), entry.kind);
+        let first = WrongAnswer { expected, sent: self.line_of(entry), answer: cut(line) };
+        self.suspicion = Some(Box::new(Suspicion { count: 1, job: entry.job, since_us: now_us, first }));
+    }
+
+    /// Books stale answers that have been explained, or never will be.
+    fn clear_suspicion(&mut self, shared: &mut Shared, are_wrong: bool) {
+        let Some(suspicion) = self.suspicion.take() else { return };
+        if !are_wrong {
+            shared.totals.crossed += suspicion.count;
+            return;
+        }
+        shared.totals.wrong += suspicion.count;
+        if shared.totals.wrong_kept.len() < WRONG_KEPT {
+            shared.totals.wrong_kept.push(suspicion.first);
         }
     }
 

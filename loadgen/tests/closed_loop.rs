@@ -89,6 +89,16 @@ fn every_reason_is_sent_and_answered_as_the_rules_say_across_jobs_and_retargets(
 }
 
 #[test]
+fn stale_answers_before_a_late_clean_job_are_explained_by_it() {
+    let orders =
+        Orders { bits: 1, new_job_every: Some(Duration::from_millis(30)), slow_broadcast: Duration::from_millis(30), ..Orders::default() };
+    let pool = MiniPool::start(orders);
+    let report = go(order(&pool, behaviour(), 4, 8_000));
+    assert_reconciled(&pool, &report);
+    assert!(report.totals.crossed > 10, "{}", report.table());
+}
+
+#[test]
 fn at_work_one_nothing_is_low_and_at_depth_one_repeats_come_later() {
     let pool = MiniPool::start(Orders::default());
     let report = go(order(&pool, Behaviour { depth: 1, ..behaviour() }, 5, 2_000));
@@ -118,11 +128,15 @@ fn few_extranonces_make_no_equal_headers() {
 
 #[test]
 fn a_pool_that_lies_is_found_out() {
-    for lie in [Lie::AcceptsABadOne, Lie::RefusesAGoodOne, Lie::SwapsTwoAnswers, Lie::NamesAnotherCause, Lie::CreditsARepeat] {
+    for lie in
+        [Lie::AcceptsABadOne, Lie::RefusesAGoodOne, Lie::EndsALiveJob, Lie::SwapsTwoAnswers, Lie::NamesAnotherCause, Lie::CreditsARepeat]
+    {
         let pool = MiniPool::start(Orders { lie, bits: 3, ..Orders::default() });
         let report = go(order(&pool, Behaviour { style: Style::EspMiner, ..behaviour() }, 2, 2_000));
-        assert_eq!((report.totals.wrong, report.totals.unanswered), (1, 0), "{lie:?}: {}", report.table());
-        assert_eq!(report.totals.wrong_kept.len(), 1);
+        // A share that is refused by a lie is expected to be refused again with its repeats right behind it: one lie may come to several wrong answers.
+        assert!((1..=63).contains(&report.totals.wrong), "{lie:?}: {}", report.table());
+        assert_eq!(report.totals.unanswered, 0, "{lie:?}: {}", report.table());
+        assert_eq!(report.totals.wrong_kept.len() as u64, report.totals.wrong.min(20));
         assert!(report.is_finding());
     }
 }

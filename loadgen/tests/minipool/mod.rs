@@ -20,6 +20,8 @@ pub enum Lie {
     AcceptsABadOne,
     /// The hundredth good share is refused.
     RefusesAGoodOne,
+    /// The hundredth good share is refused as stale though its job lives.
+    EndsALiveJob,
     /// The hundredth answer comes after the one behind it.
     SwapsTwoAnswers,
     /// The hundredth answer never comes.
@@ -39,11 +41,13 @@ pub struct Orders {
     pub new_job_every: Option<Duration>,
     /// Cuts the connection at every so manieth submit of the pool.
     pub cut_every: Option<u64>,
+    /// Time from the end of a job until sessions are told.
+    pub slow_broadcast: Duration,
 }
 
 impl Default for Orders {
     fn default() -> Self {
-        Self { lie: Lie::None, bits: 0, new_job_every: None, cut_every: None }
+        Self { lie: Lie::None, bits: 0, new_job_every: None, cut_every: None, slow_broadcast: Duration::ZERO }
     }
 }
 
@@ -65,6 +69,7 @@ struct Client {
     /// Easiest bits that a job was sent with on this connection.
     bits: HashMap<String, u32>,
     held: Option<Vec<u8>>,
+    submits: u64,
 }
 
 #[derive(Default)]
@@ -95,14 +100,15 @@ impl MiniPool {
         state.add_job(true);
         let (state, stop) = (Arc::new(Mutex::new(state)), Arc::new(AtomicBool::new(false)));
         if let Some(every) = orders.new_job_every {
-            let (state, stop, bits) = (Arc::clone(&state), Arc::clone(&stop), orders.bits);
+            let (state, stop, bits, slow) = (Arc::clone(&state), Arc::clone(&stop), orders.bits, orders.slow_broadcast);
             std::thread::spawn(move || {
                 for turn in 0u32.. {
                     std::thread::sleep(every);
                     if stop.load(Ordering::Relaxed) {
                         return;
                     }
-                    let mut state = state.lock().expect("lock");
+                    let shared = &state;
+                    let mut state = shared.lock().expect("lock");
                     match turn % 3 {
                         0 => state.add_job(false),
                         1 => state.add_job(true),
@@ -112,6 +118,11 @@ impl MiniPool {
                         }
                     }
                     let (clean, retarget) = (turn % 3 == 1, turn % 3 == 2);
+                    if clean && !slow.is_zero() {
+                        drop(state);
+                        std::thread::sleep(slow);
+                        state = shared.lock().expect("lock");
+                    }
                     state.broadcast(clean, retarget);
                 }
             });
@@ -313,7 +324,8 @@ fn serve(number: usize, stream: TcpStream, state: &Mutex<State>, orders: &Orders
         let mut state = state.lock().expect("lock");
         state.sessions += 1;
         let extranonce1 = 0xe000_0000 + state.sessions;
-        let client = Client { stream, subscribed: false, extranonce1, workers: HashSet::new(), bits: HashMap::new(), held: None };
+        let client =
+            Client { stream, subscribed: false, extranonce1, workers: HashSet::new(), bits: HashMap::new(), held: None, submits: 0 };
         state.clients.insert(number, client);
     }
     for line in reader.lines() {
@@ -360,16 +372,18 @@ fn on_message(state: &mut State, client: &mut Client, message: &Value, orders: &
             let mut verdict = row[7].clone();
             state.rows.push(row);
             state.answers += 1;
+            client.submits += 1;
             state.good += u64::from(verdict == "accepted");
             if orders.cut_every.is_some_and(|every| state.answers.is_multiple_of(every)) {
                 return false;
             }
             let due = match orders.lie {
                 Lie::AcceptsABadOne => verdict != "accepted" && verdict != "duplicate",
-                Lie::RefusesAGoodOne => verdict == "accepted" && state.good == 100,
+                Lie::RefusesAGoodOne | Lie::EndsALiveJob => verdict == "accepted" && state.good == 100,
                 Lie::NamesAnotherCause => verdict == "bad_time",
                 Lie::CreditsARepeat => verdict == "duplicate",
-                Lie::SwapsTwoAnswers | Lie::DropsAnAnswer => state.answers >= 100,
+                // In the middle of a window of 8: behind its last answer nothing would come.
+                Lie::SwapsTwoAnswers | Lie::DropsAnAnswer => state.answers >= 100 && client.submits % 8 == 3,
                 Lie::None => false,
             };
             let mut line = None;
@@ -378,6 +392,7 @@ fn on_message(state: &mut State, client: &mut Client, message: &Value, orders: &
                 match orders.lie {
                     Lie::AcceptsABadOne | Lie::CreditsARepeat => verdict = "accepted".into(),
                     Lie::RefusesAGoodOne => verdict = "low_difficulty".into(),
+                    Lie::EndsALiveJob => verdict = "stale".into(),
                     Lie::NamesAnotherCause => verdict = "malformed".into(),
                     Lie::SwapsTwoAnswers => {
                         client.held = Some(answer_line(id, &verdict));
