@@ -32,21 +32,28 @@ pub(crate) struct JournalScan {
 /// Reads every journal file of a folder, in order of file number; rows below journal sequence `covered` are counted but not kept.
 /// A file that is recycled meanwhile is left out: its rows are in segments by then.
 pub(crate) fn read_journals(dir: &Path, covered: u64) -> Result<Vec<JournalScan>, LogError> {
-    let mut scans = Vec::new();
+    let mut files = Vec::new();
     for path in folder::list(dir)?.journals {
-        let file = match File::open(&path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+        match File::open(&path) {
+            Ok(file) => {
+                let before = front(&file, &path)?;
+                let number = JournalHeader::decode(&before).map_or(u32::MAX, |header| header.file_number);
+                files.push((number, path, file, before));
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
             Err(error) => return Err(LogError::io("open", &path)(error)),
-        };
-        let before = front(&file, &path)?;
+        }
+    }
+    // The newest first: of a log in use, what is read of a file is then never newer than what is read of the files before it.
+    files.sort_by_key(|(number, ..)| std::cmp::Reverse(*number));
+    let mut scans = Vec::new();
+    for (_, path, file, before) in files {
         let scan = read_journal(&file, &path, covered)?;
-        let after = front(&file, &path)?;
-        if before == after {
+        if before == front(&file, &path)? {
             scans.push(scan);
         }
     }
-    scans.sort_by_key(|scan| scan.header.map_or(u32::MAX, |header| header.file_number));
+    scans.reverse();
     Ok(scans)
 }
 
@@ -64,6 +71,20 @@ fn front(file: &File, path: &Path) -> Result<Vec<u8>, LogError> {
 }
 
 fn read_journal(file: &File, path: &Path, covered: u64) -> Result<JournalScan, LogError> {
+    // Batches behind the committed end are rare (a kill between two stores, or a power cut): the part read grows only when it has some.
+    let mut margin = BATCH_CELLS_MAX;
+    loop {
+        let (scan, limit) = read_part(file, path, covered, margin)?;
+        let cells = scan.header.map_or(0, |header| header.cells);
+        if limit >= cells || scan.end_cell.saturating_add(BATCH_CELLS_MAX) <= limit {
+            return Ok(scan);
+        }
+        margin = margin.saturating_mul(4);
+    }
+}
+
+/// Reads up to `margin` cells behind the committed end; gives also the cell where it stopped reading.
+fn read_part(file: &File, path: &Path, covered: u64, margin: u32) -> Result<(JournalScan, u32), LogError> {
     let mut scan = JournalScan {
         path: path.to_path_buf(),
         header: None,
@@ -80,7 +101,7 @@ fn read_journal(file: &File, path: &Path, covered: u64) -> Result<JournalScan, L
         Ok(header) => header,
         Err(problem) => {
             scan.problems.push(problem.to_string());
-            return Ok(scan);
+            return Ok((scan, u32::MAX));
         }
     };
     scan.header = Some(header);
@@ -90,7 +111,7 @@ fn read_journal(file: &File, path: &Path, covered: u64) -> Result<JournalScan, L
     }
     let cells = header.cells.min(cells_here);
     if cells <= FIRST_CELL {
-        return Ok(scan);
+        return Ok((scan, u32::MAX));
     }
     let mut word = [0u8; 8];
     file.read_exact_at(&mut word, COMMITTED_END_OFFSET as u64).map_err(LogError::io("read", path))?;
@@ -98,7 +119,7 @@ fn read_journal(file: &File, path: &Path, covered: u64) -> Result<JournalScan, L
     if scan.committed_end.is_none() {
         scan.problems.push("the word with its committed end does not match its check".into());
     }
-    let limit = scan.committed_end.map_or(cells, |end| end.saturating_add(BATCH_CELLS_MAX).min(cells));
+    let limit = scan.committed_end.map_or(cells, |end| end.saturating_add(margin).min(cells));
     let mut buffer = vec![Cell::zeroed(); limit.saturating_sub(FIRST_CELL) as usize];
     file.read_exact_at(bytemuck::cast_slice_mut(&mut buffer), FIRST_CELL as u64 * CELL as u64).map_err(LogError::io("read", path))?;
     let mut at = 0usize;
@@ -149,5 +170,6 @@ fn read_journal(file: &File, path: &Path, covered: u64) -> Result<JournalScan, L
     {
         scan.problems.push(format!("its batches end at cell {} before the committed end {end}", scan.end_cell));
     }
-    Ok(scan)
+    let limit = if limit == cells { u32::MAX } else { limit };
+    Ok((scan, limit))
 }

@@ -3,9 +3,7 @@ use crate::dimensions::DimensionLog;
 use crate::error::LogError;
 use crate::folder::{self, seg_of};
 use crate::journal::JournalFile;
-use crate::journal_format::{
-    BATCH_CELLS_MAX, CELL, COMMITTED_END_OFFSET, Cell, FIRST_CELL, JournalHeader, Parsed, committed_end, parse, row_sequence,
-};
+use crate::journal_format::{CELL, COMMITTED_END_OFFSET, Cell, FIRST_CELL, JournalHeader, Parsed, committed_end, parse, row_sequence};
 use crate::log::{LogCounters, LogSettings};
 use crate::mapping::MappedFile;
 use crate::segment::{Columns, LoggedRow, SEGMENT_ROWS_MAX, SegmentMeta, segment_name, utc_day};
@@ -20,8 +18,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-/// Spare journal files kept ready beside the one in use.
-const SPARES_READY: usize = 3;
+/// Spare journal files wanted, those included that come back with the next segment.
+const SPARES_WANTED: usize = 3;
+/// Below this many spares a new file is made at once; above `SPARES_KEPT` a file that comes back is removed.
+const SPARES_MIN: usize = 2;
+const SPARES_KEPT: usize = 4;
 /// Size of the first file of a run: 65,000 rows, by which time the sealer has made others.
 const FIRST_FILE_BYTES: u64 = 4 << 20;
 /// Room of the rings between journal and sealer: every journal file there is at once.
@@ -255,7 +256,13 @@ impl<S: Storage> Sealer<S> {
     }
 
     fn keep_spares(&mut self, now_us: u64) -> Result<bool, LogError> {
-        if self.spares_ready() >= SPARES_READY || self.over_max || self.waits_for_space(now_us) || self.spares.is_abandoned() {
+        // Making a file costs a page fault per 4 KiB: files that wait for their rows to be sealed count as spares, while there is no hurry.
+        let ready = self.spares_ready();
+        if (ready >= SPARES_MIN && ready + self.read.len() >= SPARES_WANTED)
+            || self.over_max
+            || self.waits_for_space(now_us)
+            || self.spares.is_abandoned()
+        {
             return Ok(false);
         }
         if self.sources.len() + self.read.len() >= FILES_MAX - 1 {
@@ -340,10 +347,11 @@ impl<S: Storage> Sealer<S> {
 
         let known_end = source.committed_end()?;
         let cells = source.header.cells;
-        // A live file is read to its committed end. Of a leftover, a commit behind the end counts too; with a damaged end, whatever is valid counts
+        // A live file is read to its committed end. Of a leftover, commits behind the end count too: one where the process was killed between two stores,
+        // more where a power cut kept later pages. With a damaged end, whatever is valid counts
         // (of a live file the next append makes the end good again).
         let limit = match known_end {
-            Some(end) if source.leftover => end.saturating_add(BATCH_CELLS_MAX).min(cells),
+            Some(_) if source.leftover => cells,
             Some(end) => end,
             None if source.finished => {
                 source.damaged = true;
@@ -509,7 +517,7 @@ impl<S: Storage> Sealer<S> {
                 continue;
             }
             let same_size = u64::from(source.header.cells) * CELL as u64 == self.settings.journal_file_bytes;
-            if same_size && !self.over_max && self.spares_ready() < SPARES_READY && !self.spares.is_abandoned() {
+            if same_size && !self.over_max && self.spares_ready() < SPARES_KEPT && !self.spares.is_abandoned() {
                 self.make_spare(Some(source), self.settings.journal_file_bytes)?;
             } else {
                 self.storage.remove(&source.path).map_err(LogError::io("remove", &source.path))?;

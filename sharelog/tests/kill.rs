@@ -125,7 +125,7 @@ fn every_acknowledged_row_survives_every_kill_exactly_once() {
             acknowledged.insert(RunId::new(3, boot).prefix(), rows);
             killed_while_writing += 1;
         }
-        if boot % 10 == 0 {
+        if boot % (kills / 4) == 0 {
             // As a crash left it, unsealed tail and all.
             check(folder.path(), &acknowledged);
         }

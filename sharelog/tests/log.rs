@@ -1,4 +1,4 @@
-//! The life of a log: append, seal, crash, recover, recycle.
+//! The life of a log: append, seal, crash, recover, recycle, and readers beside it.
 mod support;
 use otedama_primitives::ShareRow;
 use otedama_sharelog::{LogError, SegmentBlock, ShareLog, store::SegmentStore};
@@ -131,4 +131,41 @@ fn a_journal_without_room_refuses_and_takes_again_when_the_sealer_ran() {
     settle(&mut sealer, NOON_US);
     journal.append(&[], &rows).expect("a spare has come");
     assert_eq!(journal.rows_appended(), appended + 512);
+}
+
+#[test]
+fn readers_beside_a_writer_see_every_row_up_to_some_moment_and_no_problem() {
+    let folder = tempfile::tempdir().expect("folder");
+    let settings = otedama_sharelog::LogSettings { segment_rows: 700, journal_file_bytes: 128 << 10, ..settings(folder.path(), 1) };
+    let (mut journal, mut sealer, registry, _) = ShareLog::open(settings.clone()).expect("open");
+    begin(&settings, &registry, &mut journal);
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let writer_stop = stop.clone();
+    let writer = std::thread::spawn(move || {
+        let (mut next, mut session_counter) = (0u32, 1u32);
+        while !writer_stop.load(Relaxed) {
+            session_counter += 1;
+            let rows: Vec<_> = (next..next + 300).map(|nonce| ShareRow { session: session_counter, ..row(nonce) }).collect();
+            while journal.append(&[session(session_counter)], &rows).is_err() {
+                sealer.step(NOON_US).expect("step");
+            }
+            next += 300;
+            sealer.step(NOON_US).expect("step");
+        }
+        next
+    });
+    let mut last = 0;
+    for _ in 0..40 {
+        assert_eq!(otedama_sharelog::verify::verify(folder.path(), None).expect("verify").problems, Vec::<String>::new());
+        let seen = nonces(folder.path());
+        assert!(seen.iter().map(|(_, nonce)| *nonce).eq(0..seen.len() as u32), "a reader sees rows 0..n, each once");
+        assert!(seen.len() >= last, "and never fewer than before");
+        last = seen.len();
+        if last > 300_000 {
+            break;
+        }
+    }
+    stop.store(true, Relaxed);
+    let appended = writer.join().expect("writer");
+    assert_eq!(nonces(folder.path()).len(), appended as usize);
 }
