@@ -21,8 +21,8 @@ use tokio::task::JoinSet;
 const IN_FLIGHT_MAX: usize = 8;
 /// Dimension text sent in one insert at the most, about.
 const DIMENSION_BYTES: usize = 8 << 20;
-/// Metas read ahead when there is much to catch up with.
-const AHEAD_MAX: usize = 4096;
+/// Metas held at the most when there is much to catch up with: about 30 MB, and close to two hours of inserts before the folder is read again.
+const AHEAD_MAX: usize = 65_536;
 
 /// How fast the shipper goes and how long it waits.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

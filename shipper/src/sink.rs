@@ -1,10 +1,13 @@
 //! The way to the server: `Sink` is what the shipper needs of it, `HttpSink` is the `clickhouse` crate over HTTP, and `SinkError` is what can be known after a failure.
 //!
-//! The crate was measured against writing the request by hand (hyper, Content-Length): its unbuffered `send` hands our 1 MiB pieces to the socket without a copy, so what
-//! is left is the chunk header. It takes `query_id` and every other setting per insert, has a timeout for a piece and one for the answer, and 18.16 reads its chunked
-//! bodies. The one thing it gives up, the announced length, is worthless here: neither form makes 18.16 notice a body cut between blocks; one Native block per insert does.
+//! The crate was measured beside a request written by hand (`Content-Length`, 1 MiB writes; `tests/cost.rs`): 27 against 19 CPU ns per row of 85 bytes, reading and
+//! checking the file included, most of the difference being fresh pages for the pieces it keeps in flight. That is 3 % of a core at a million shares a second, and it
+//! takes `query_id` and every other setting per insert, has a timeout for a piece and one for the answer, and tells errors apart. The announced length that it gives up is
+//! worth nothing: with or without it 18.16 does not notice a body cut between blocks, and with one Native block per insert there is no such place.
 use bytes::Bytes;
 use clickhouse::error::Error;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
 use std::fs::File;
 use std::future::Future;
 use std::io;
@@ -15,6 +18,10 @@ use std::time::Duration;
 
 /// Bytes of a file read and sent at a time.
 const PIECE_BYTES: usize = 1 << 20;
+/// TCP keep-alive, which finds a dead server behind a connection at rest.
+const KEEPALIVE: Duration = Duration::from_secs(60);
+/// Idle connections are dropped before the server (3 s by default) does it.
+const POOL_IDLE: Duration = Duration::from_secs(2);
 /// Longest error text kept: servers quote whole queries.
 const ERROR_TEXT_MAX: usize = 600;
 
@@ -170,7 +177,14 @@ pub struct HttpSink {
 impl HttpSink {
     /// A client for this server. Statements name their tables with the database, so none is selected here: it may not exist yet.
     pub fn new(url: &str, user: &str, password: &str, timeouts: Timeouts) -> Self {
-        let mut client = clickhouse::Client::default().with_url(url).with_validation(false).with_compression(clickhouse::Compression::None);
+        let mut connector = HttpConnector::new();
+        // The crate's own connector leaves Nagle's algorithm on: head and body leave in two writes, and the second waits 40 ms for the server's delayed acknowledgement.
+        connector.set_nodelay(true);
+        connector.set_keepalive(Some(KEEPALIVE));
+        connector.set_connect_timeout(Some(timeouts.query));
+        let http = hyper_util::client::legacy::Client::builder(TokioExecutor::new()).pool_idle_timeout(POOL_IDLE).build(connector);
+        let mut client =
+            clickhouse::Client::with_http_client(http).with_url(url).with_validation(false).with_compression(clickhouse::Compression::None);
         if !user.is_empty() {
             client = client.with_user(user);
         }

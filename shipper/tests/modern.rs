@@ -19,8 +19,7 @@ struct Modern {
 impl Modern {
     async fn find(test: &str) -> Option<Self> {
         let Ok(url) = std::env::var("OTEDAMA_MODERN_CLICKHOUSE_URL") else {
-            use std::io::Write;
-            let _ = writeln!(std::io::stderr(), "SKIP: {test}: OTEDAMA_MODERN_CLICKHOUSE_URL names no modern server");
+            server::skip(test, "OTEDAMA_MODERN_CLICKHOUSE_URL names no modern server");
             return None;
         };
         let modern = Self { url, database: format!("otedama_test_{test}") };

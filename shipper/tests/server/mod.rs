@@ -29,19 +29,19 @@ pub struct Server {
     child: Option<Child>,
 }
 
-/// Where the server's binary is, if it is installed.
+/// Where the server's binary is, if it is installed; `OTEDAMA_CLICKHOUSE_SERVER` names another place.
 pub fn binary() -> Option<PathBuf> {
-    ["/usr/sbin/clickhouse-server", "/usr/bin/clickhouse-server"].into_iter().map(PathBuf::from).find(|path| path.exists())
+    let places = match std::env::var_os("OTEDAMA_CLICKHOUSE_SERVER") {
+        Some(place) => vec![PathBuf::from(place)],
+        None => ["/usr/sbin/clickhouse-server", "/usr/bin/clickhouse-server"].map(PathBuf::from).to_vec(),
+    };
+    places.into_iter().find(|path| path.exists())
 }
 
-/// Says that `test` is skipped, past the capture of the test harness, and counts it.
-pub fn skip(test: &str) {
-    assert!(
-        std::env::var("OTEDAMA_REQUIRE_CLICKHOUSE").as_deref() != Ok("1"),
-        "{test}: OTEDAMA_REQUIRE_CLICKHOUSE=1, but clickhouse-server is not installed (apt-get install clickhouse-server)"
-    );
+/// Says that `test` is skipped and why, past the capture of the test harness, and counts it.
+pub fn skip(test: &str, why: &str) {
     let number = SKIPPED.fetch_add(1, Ordering::Relaxed) + 1;
-    let _ = writeln!(std::io::stderr(), "SKIP {number}: {test}: clickhouse-server is not installed (apt-get install clickhouse-server)");
+    let _ = writeln!(std::io::stderr(), "SKIP {number}: {test}: {why}");
 }
 
 fn free_port() -> u16 {
@@ -52,7 +52,9 @@ impl Server {
     /// Starts a server and waits until it answers; None, with a SKIP line, where there is none to start.
     pub fn start(test: &str) -> Option<Self> {
         let Some(binary) = binary() else {
-            skip(test);
+            let why = "clickhouse-server is not installed (apt-get install clickhouse-server)";
+            assert!(std::env::var("OTEDAMA_REQUIRE_CLICKHOUSE").as_deref() != Ok("1"), "{test}: OTEDAMA_REQUIRE_CLICKHOUSE=1, but {why}");
+            skip(test, why);
             return None;
         };
         let folder =
