@@ -178,7 +178,8 @@ impl HttpSink {
     /// A client for this server. Statements name their tables with the database, so none is selected here: it may not exist yet.
     pub fn new(url: &str, user: &str, password: &str, timeouts: Timeouts) -> Self {
         let mut connector = HttpConnector::new();
-        // The crate's own connector leaves Nagle's algorithm on: head and body leave in two writes, and the second waits 40 ms for the server's delayed acknowledgement.
+        // The crate's own connector leaves Nagle's algorithm on: head and body leave in several writes, and a later one can wait 40 ms for the server's delayed
+        // acknowledgement (18.16 on loopback, 1,000 rows: 43 ms an insert with it, 25 to 30 ms without).
         connector.set_nodelay(true);
         connector.set_keepalive(Some(KEEPALIVE));
         connector.set_connect_timeout(Some(timeouts.query));
