@@ -1,5 +1,5 @@
 //! One command's worth of load: set-up, warm-up, measured windows, drain, and what came of it.
-use crate::cpu;
+use crate::cpu::{self, ProcessClock};
 use crate::engine::{Engine, EngineConfig, EngineError};
 use crate::ledger::LedgerSink;
 use crate::totals::{Quantiles, Totals};
@@ -121,19 +121,19 @@ struct Mark {
 }
 
 impl Mark {
-    fn now(engine: &Engine, pid: Option<u32>) -> Result<Self, EngineError> {
-        Ok(Self {
+    fn now(engine: &Engine, server: Option<ProcessClock>) -> Self {
+        Self {
             at: Instant::now(),
             answered: engine.shared.totals.answered(),
-            server_cpu_s: pid.map(cpu::process_seconds).transpose()?,
+            server_cpu_s: server.and_then(|server| server.seconds()),
             client_cpu_s: cpu::thread_seconds(),
             blocked: engine.blocked(),
-        })
+        }
     }
 
     /// From here to now. A server that was killed and started again within has another process: its CPU time is then unknown.
-    fn window(&self, engine: &Engine, pid: Option<u32>) -> Window {
-        let server_now = pid.and_then(|pid| cpu::process_seconds(pid).ok());
+    fn window(&self, engine: &Engine, server: Option<ProcessClock>) -> Window {
+        let server_now = server.and_then(|server| server.seconds());
         Window {
             seconds: self.at.elapsed().as_secs_f64(),
             answered: engine.shared.totals.answered() - self.answered,
@@ -148,16 +148,14 @@ impl Mark {
 pub fn run(config: RunConfig, stop: &AtomicBool) -> Result<RunReport, EngineError> {
     let started = Instant::now();
     let mut engine = Engine::new(config.engine.clone())?;
-    if let Some(pid) = config.server_pid {
-        cpu::process_seconds(pid)?;
-    }
+    let server = config.server_pid.map(ProcessClock::new).transpose()?;
     engine.set_up(config.set_up_limit, false, stop)?;
     let mut other = match config.against {
         None => None,
         Some((target, pid)) => {
             let mut other = Engine::new(EngineConfig { target, ledger: LedgerSink::None, ..config.engine.clone() })?;
             other.set_up(config.set_up_limit, false, stop)?;
-            Some((other, pid))
+            Some((other, pid.map(ProcessClock::new).transpose()?))
         }
     };
     let set_up_s = started.elapsed().as_secs_f64();
@@ -173,15 +171,15 @@ pub fn run(config: RunConfig, stop: &AtomicBool) -> Result<RunReport, EngineErro
                 if engine.shared.submits_left == 0 || stop.load(Ordering::Relaxed) {
                     break;
                 }
-                let mark = Mark::now(&engine, config.server_pid)?;
+                let mark = Mark::now(&engine, server);
                 engine.shared.latencies.recording = true;
                 engine.pump(mark.at + config.window, stop)?;
                 engine.shared.latencies.recording = false;
-                windows.push(mark.window(&engine, config.server_pid));
+                windows.push(mark.window(&engine, server));
             }
         }
-        Some((other, other_pid)) => {
-            let (own, taken) = take_turns(&config, &mut engine, other, *other_pid, stop)?;
+        Some((other, other_server)) => {
+            let (own, taken) = take_turns(&config, (&mut engine, server), (other, *other_server), stop)?;
             windows.push(own);
             pairing = Some(taken);
         }
@@ -204,18 +202,17 @@ pub fn run(config: RunConfig, stop: &AtomicBool) -> Result<RunReport, EngineErro
 /// Turns of half a second, A B B A, so that a drift of the machine hits both alike.
 fn take_turns(
     config: &RunConfig,
-    engine: &mut Engine,
-    other: &mut Engine,
-    other_pid: Option<u32>,
+    (engine, server): (&mut Engine, Option<ProcessClock>),
+    (other, other_server): (&mut Engine, Option<ProcessClock>),
     stop: &AtomicBool,
 ) -> Result<(Window, Pairing), EngineError> {
-    let turn = |engine: &mut Engine, pid| -> Result<Window, EngineError> {
-        let mark = Mark::now(engine, pid)?;
+    let turn = |engine: &mut Engine, server| -> Result<Window, EngineError> {
+        let mark = Mark::now(engine, server);
         engine.shared.latencies.recording = true;
         engine.pump(mark.at + TURN, stop)?;
         engine.drain(DRAIN_TURN)?;
         engine.shared.latencies.recording = false;
-        Ok(mark.window(engine, pid))
+        Ok(mark.window(engine, server))
     };
     let warmup = config.warmup.div_f64(2.0);
     for engine in [&mut *engine, &mut *other] {
@@ -225,17 +222,17 @@ fn take_turns(
     let total = config.window.as_secs_f64() * f64::from(config.repeat.max(1));
     let pairs = ((total / (2.0 * TURN.as_secs_f64())).ceil() as usize).max(1);
     let (mut own_sum, mut other_sum, mut logs) = (Window::default(), Window::default(), Vec::new());
-    let by_cpu = config.server_pid.is_some() && other_pid.is_some();
+    let by_cpu = server.is_some() && other_server.is_some();
     for pair in 0..pairs {
         if stop.load(Ordering::Relaxed) {
             break;
         }
         let (own, others) = if pair % 2 == 0 {
-            let own = turn(engine, config.server_pid)?;
-            (own, turn(other, other_pid)?)
+            let own = turn(engine, server)?;
+            (own, turn(other, other_server)?)
         } else {
-            let others = turn(other, other_pid)?;
-            (turn(engine, config.server_pid)?, others)
+            let others = turn(other, other_server)?;
+            (turn(engine, server)?, others)
         };
         own_sum.add(&own);
         other_sum.add(&others);
