@@ -1718,7 +1718,7 @@ fn address_fits(network: Network, address: &str) -> bool {
 }
 
 /// Switches of the project's own test lanes: set around `cargo test`, seen by the servers that tests start.
-const TEST_SWITCHES: [&str; 2] = ["OTEDAMA_LONG", "OTEDAMA_REQUIRE_CLICKHOUSE"];
+const TEST_SWITCHES: [&str; 3] = ["OTEDAMA_LONG", "OTEDAMA_REQUIRE_CLICKHOUSE", "OTEDAMA_REGTEST_NODE"];
 
 /// Kubernetes gives every pod variables about the services of its namespace, and one of them may well be named otedama-something:
 /// `X_SERVICE_HOST`, `X_SERVICE_PORT[_NAME]`, `X_PORT=tcp://...` and `X_PORT_3333_TCP[_ADDR|_PORT|_PROTO]`.

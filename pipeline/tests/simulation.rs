@@ -56,6 +56,10 @@ impl SimulatedWire {
     fn lock(&self) -> MutexGuard<'_, Wire> {
         self.0.lock().expect("one thread")
     }
+
+    fn send(&self, event: Event, bytes: &[u8]) {
+        self.lock().events.push_back((event, bytes.to_vec()));
+    }
 }
 
 struct SimulatedDriver {
@@ -266,8 +270,6 @@ type HistogramEnds = (Rx<Box<hdrhistogram::Histogram<u64>>>, Tx<Box<hdrhistogram
 
 struct World {
     stages: Vec<Box<dyn Stage>>,
-    wires: Vec<SimulatedWire>,
-    journal: SimulatedJournal,
     clock: ManualClock,
     jobs_to_validate: Vec<Tx<Arc<ValidatedJob>>>,
     jobs_to_net: Vec<Tx<Arc<PublishedJob>>>,
@@ -278,17 +280,16 @@ struct World {
     _ends: (Vec<Rx<BlockCandidate>>, Vec<HistogramEnds>),
 }
 
-fn world(nets: usize, validates: usize, depth: usize, difficulty: f64) -> World {
+/// A pipeline of one net per driver.
+fn world<D: Driver + 'static, A: Append + 'static>(drivers: Vec<D>, journal: A, validates: usize, depth: usize, difficulty: f64) -> World {
     let clock = ManualClock::at(1_700_000_000_000_000);
-    let journal = SimulatedJournal::default();
+    let nets = drivers.len();
     let nets_running = Arc::new(AtomicUsize::new(nets));
     let validates_running = Arc::new(AtomicUsize::new(validates));
     let next_session = Arc::new(AtomicU32::new(1));
     let cores = Cores { net: vec![0; nets], validate: vec![0; validates], log: 0, control: 0, stats: 0 };
     let mut world = World {
         stages: vec![],
-        wires: vec![],
-        journal: journal.clone(),
         clock: clock.clone(),
         jobs_to_validate: vec![],
         jobs_to_net: vec![],
@@ -299,7 +300,7 @@ fn world(nets: usize, validates: usize, depth: usize, difficulty: f64) -> World 
     };
     let mut submits_rx: Vec<Vec<Rx<Submit>>> = (0..validates).map(|_| vec![]).collect();
     let (mut answers_tx, mut names_rx) = (vec![], vec![]);
-    for net in 0..nets {
+    for (net, driver) in drivers.into_iter().enumerate() {
         let mut submits = vec![];
         for lane in cores.lanes_of_net(net) {
             let (tx, rx, _) = ring("net_validate", depth, Full::Wait);
@@ -317,8 +318,6 @@ fn world(nets: usize, validates: usize, depth: usize, difficulty: f64) -> World 
         world._ends.1.push((full_rx, empty_tx));
         let metrics = Arc::new(NetMetrics::default());
         world.metrics.push(metrics.clone());
-        let wire = SimulatedWire::default();
-        world.wires.push(wire.clone());
         let settings = NetSettings {
             net: net as u8,
             session: v1::Settings {
@@ -342,7 +341,7 @@ fn world(nets: usize, validates: usize, depth: usize, difficulty: f64) -> World 
             next_session: next_session.clone(),
             nets_running: nets_running.clone(),
         };
-        world.stages.push(Box::new(Net::new(SimulatedDriver { wire, bytes: vec![] }, clock.clone(), settings, ports, 99)));
+        world.stages.push(Box::new(Net::new(driver, clock.clone(), settings, ports, 99)));
     }
     let mut verdicts_rx = vec![];
     for submits in submits_rx {
@@ -395,10 +394,6 @@ impl World {
         regime
     }
 
-    fn send(&self, net: usize, event: Event, bytes: &[u8]) {
-        self.wires[net].lock().events.push_back((event, bytes.to_vec()));
-    }
-
     fn sum(&self, pick: impl Fn(&NetMetrics) -> u64) -> u64 {
         self.metrics.iter().map(|metrics| pick(metrics)).sum()
     }
@@ -412,14 +407,18 @@ fn simulate(seed: u64, nets: usize, validates: usize) {
     let mut dice = Dice::new(seed);
     let depth = 1 << (1 + dice.below(5));
     // Difficulty 5e-10 is work 2: about half of the hashes are refused.
-    let mut world = world(nets, validates, depth, if dice.one_in(2) { 5e-10 } else { 2.4e-10 });
+    let difficulty = if dice.one_in(2) { 5e-10 } else { 2.4e-10 };
+    let wires: Vec<_> = (0..nets).map(|_| SimulatedWire::default()).collect();
+    let journal = SimulatedJournal::default();
+    let drivers = wires.iter().map(|wire| SimulatedDriver { wire: wire.clone(), bytes: vec![] }).collect();
+    let mut world = world(drivers, journal.clone(), validates, depth, difficulty);
     let mut miners = vec![];
     for index in 0..6 * nets {
         let (net, slot) = (index % nets, (index / nets) as Slot);
         let peer: SocketAddr = "127.0.0.1:1".parse().expect("address");
-        world.send(net, Event::Opened { slot, peer }, b"");
+        wires[net].send(Event::Opened { slot, peer }, b"");
         let hello = b"{\"id\":1,\"method\":\"mining.subscribe\",\"params\":[\"sim/1\"]}\n{\"id\":2,\"method\":\"mining.authorize\",\"params\":[\"a.b\",\"x\"]}\n";
-        world.send(net, Event::Bytes { slot }, hello);
+        wires[net].send(Event::Bytes { slot }, hello);
         miners.push(Miner { net, slot, next_id: 1000, ..Miner::default() });
     }
     for step in 0..1500 {
@@ -435,35 +434,35 @@ fn simulate(seed: u64, nets: usize, validates: usize) {
         }
         if dice.one_in(3) {
             let room = if dice.one_in(4) { 0 } else { 300 + dice.below(2000) };
-            world.journal.lock().room = room;
+            journal.lock().room = room;
         }
         let which = dice.below(miners.len());
         let miner = &mut miners[which];
-        miner.read(&world.wires[miner.net], seed);
+        miner.read(&wires[miner.net], seed);
         if miner.closed || miner.extranonce1.is_none() || miner.jobs.is_empty() {
             continue;
         }
         let bytes = miner.submits(&mut dice);
         // Split at any byte.
         let cut = dice.below(bytes.len() + 1);
-        world.send(miner.net, Event::Bytes { slot: miner.slot }, &bytes[..cut]);
-        world.send(miner.net, Event::Bytes { slot: miner.slot }, &bytes[cut..]);
+        wires[miner.net].send(Event::Bytes { slot: miner.slot }, &bytes[..cut]);
+        wires[miner.net].send(Event::Bytes { slot: miner.slot }, &bytes[cut..]);
         if dice.one_in(400) {
-            world.send(miner.net, Event::Closed { slot: miner.slot }, b"");
+            wires[miner.net].send(Event::Closed { slot: miner.slot }, b"");
             miner.closed = true;
         }
     }
     // Quiet: room for everything, every stage until nothing moves.
-    world.journal.lock().room = usize::MAX / 2;
+    journal.lock().room = usize::MAX / 2;
     let mut idle = 0;
     while idle < 3 {
         let any = (0..world.stages.len()).fold(false, |any, stage| world.step(stage) != Regime::CaughtUp || any);
         idle = if any { 0 } else { idle + 1 };
     }
-    check(&world, &mut miners, seed);
+    check(&world, &wires, &journal, &mut miners, seed);
 }
 
-fn check(world: &World, miners: &mut [Miner], seed: u64) {
+fn check(world: &World, wires: &[SimulatedWire], journal: &SimulatedJournal, miners: &mut [Miner], seed: u64) {
     let received = world.sum(|metrics| read(&metrics.share_received));
     let accepted = world.sum(|metrics| read(&metrics.share_accepted));
     let in_flight = world.sum(|metrics| read(&metrics.share_in_flight));
@@ -472,7 +471,7 @@ fn check(world: &World, miners: &mut [Miner], seed: u64) {
             metrics.samples().into_iter().filter(|sample| sample.name.starts_with("share_") && sample.name.ends_with("_refused"));
         refusals.map(|sample| sample.value).sum()
     });
-    let log = world.journal.lock();
+    let log = journal.lock();
     assert_eq!(received, accepted + refused + in_flight, "seed {seed}: conservation");
     assert_eq!(in_flight, 0, "seed {seed}: nothing is left in flight");
     assert_eq!(log.rows.len() as u64, received, "seed {seed}: one row per submit");
@@ -482,7 +481,7 @@ fn check(world: &World, miners: &mut [Miner], seed: u64) {
     assert_eq!(keys.len(), credited.len(), "seed {seed}: no header is credited twice");
     let mut answered = 0;
     for miner in miners {
-        miner.read(&world.wires[miner.net], seed);
+        miner.read(&wires[miner.net], seed);
         answered += miner.answered;
         assert!(miner.closed || miner.sent.is_empty(), "seed {seed}: every submit of an open connection is answered");
     }
@@ -497,4 +496,121 @@ fn nothing_is_lost_under_any_schedule() {
         let (nets, validates) = [(1, 1), (2, 1), (1, 2), (2, 3), (3, 2)][seed as usize % 5];
         simulate(seed, nets, validates);
     }
+}
+
+/// A connection that says hello and then sends a fresh share and its twin for ever; its answers are counted and dropped.
+struct Treadmill {
+    hello: Vec<u8>,
+    submits: Vec<u8>,
+    /// Where the nonces of the two lines stand.
+    nonce_at: [usize; 2],
+    nonce: u32,
+    events: u64,
+    answered: Arc<AtomicU64>,
+}
+
+impl Driver for Treadmill {
+    fn poll(&mut self, _: Duration) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn event(&mut self) -> Option<Event> {
+        self.events += 1;
+        match self.events {
+            1 => return Some(Event::Opened { slot: 0, peer: SocketAddr::from(([127, 0, 0, 1], 1)) }),
+            2 => return Some(Event::Bytes { slot: 0 }),
+            _ => {}
+        }
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        self.nonce += 1;
+        for at in self.nonce_at {
+            for (place, digit) in self.submits[at..at + 8].iter_mut().enumerate() {
+                *digit = DIGITS[(self.nonce >> (28 - 4 * place)) as usize & 15];
+            }
+        }
+        Some(Event::Bytes { slot: 0 })
+    }
+
+    fn bytes(&self) -> &[u8] {
+        if self.events <= 2 { &self.hello } else { &self.submits }
+    }
+
+    fn reply(&mut self, _: Slot, bytes: &[u8]) {
+        self.answered.fetch_add(bytes.iter().filter(|&&byte| byte == b'\n').count() as u64, Ordering::Relaxed);
+    }
+
+    fn flush(&mut self) {}
+
+    fn close(&mut self, _: Slot) {}
+
+    fn accept(&mut self, _: bool) {}
+
+    fn bytes_sent(&self) -> u64 {
+        0
+    }
+
+    fn closed_slow(&self) -> u64 {
+        0
+    }
+
+    fn refused(&self) -> u64 {
+        0
+    }
+
+    fn name(&self) -> &'static str {
+        "treadmill"
+    }
+}
+
+/// Takes everything, keeps nothing.
+struct Sink;
+
+impl Append for Sink {
+    fn room_cells(&self) -> usize {
+        1 << 20
+    }
+
+    fn append(&mut self, _: &[Dimension], _: &[ShareRow]) {}
+
+    fn is_full(&self) -> bool {
+        false
+    }
+}
+
+#[test]
+fn a_share_allocates_nothing_from_socket_to_answer() {
+    let answered = Arc::new(AtomicU64::new(0));
+    let hello =
+        "{\"id\":1,\"method\":\"mining.subscribe\",\"params\":[]}\n{\"id\":2,\"method\":\"mining.authorize\",\"params\":[\"a.b\",\"\"]}\n";
+    let line = "{\"id\":7,\"method\":\"mining.submit\",\"params\":[\"a.b\",\"51510001\",\"0000000000000001\",\"6553f100\",\"00000000\"]}\n";
+    let at = line.len() - "00000000\"]}\n".len();
+    let treadmill = Treadmill {
+        hello: hello.into(),
+        submits: [line, line].concat().into(),
+        nonce_at: [at, line.len() + at],
+        nonce: 0,
+        events: 0,
+        answered: answered.clone(),
+    };
+    let mut world = world(vec![treadmill], Sink, 1, 1 << 14, 2.4e-10);
+    world.publish_job(true);
+    let mut turn = |turns: usize| {
+        for _ in 0..turns {
+            for stage in 0..world.stages.len() {
+                world.step(stage);
+            }
+        }
+    };
+    // Two turns take in hello and the first shares; buffers have their size from the start.
+    turn(2);
+    let before = answered.load(Ordering::Relaxed);
+    let counted = allocation_counter::measure(|| turn(200));
+    let shares = answered.load(Ordering::Relaxed) - before;
+    assert!(shares > 10_000, "shares flowed: {shares}");
+    assert_eq!(counted.count_total, 0, "allocations over {shares} shares");
+    assert_eq!(
+        world.sum(|metrics| read(&metrics.share_accepted)),
+        world.sum(|metrics| read(&metrics.share_duplicate_refused)),
+        "each twin was refused"
+    );
 }
