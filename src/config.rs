@@ -53,6 +53,7 @@ macro_rules! words {
 
         impl $name {
             /// The word as it stands in the config.
+            #[allow(dead_code, reason = "one macro makes all of them; some words are only read")]
             pub const fn name(self) -> &'static str {
                 match self { $($name::$variant => $word,)+ }
             }
@@ -166,21 +167,6 @@ pub struct Cidr {
 }
 
 impl Cidr {
-    /// Whether the block holds `address`; an IPv4 address mapped into IPv6 counts as IPv4.
-    pub fn contains(&self, address: IpAddr) -> bool {
-        match (self.address, address.to_canonical()) {
-            (IpAddr::V4(net), IpAddr::V4(ip)) => {
-                let shift = 32 - u32::from(self.prefix_bits);
-                (net.to_bits() ^ ip.to_bits()).checked_shr(shift).unwrap_or(0) == 0
-            }
-            (IpAddr::V6(net), IpAddr::V6(ip)) => {
-                let shift = 128 - u32::from(self.prefix_bits);
-                (net.to_bits() ^ ip.to_bits()).checked_shr(shift).unwrap_or(0) == 0
-            }
-            _ => false,
-        }
-    }
-
     fn parse(text: &str) -> Result<Cidr, String> {
         let (address, prefix) = match text.split_once('/') {
             Some((address, prefix)) => (address, Some(prefix)),
@@ -2204,22 +2190,6 @@ mod tests {
             ("[chain]\nrpc = [\"practice\"]\n[vardiff]\nmin = 2.0\nmax = 1.0", &["vardiff.min"]),
         ] {
             assert_eq!(refused(&load(text).expect(text)), keys, "{text}");
-        }
-    }
-
-    #[test]
-    fn an_address_block_holds_its_ends_and_not_their_neighbours() {
-        for (block, inside, outside) in [
-            ("10.0.0.0/8", &["10.0.0.0", "10.255.255.255", "::ffff:10.1.1.1"][..], &["9.255.255.255", "11.0.0.0", "::1"][..]),
-            ("10.0.0.7", &["10.0.0.7"], &["10.0.0.6", "10.0.0.8"]),
-            ("0.0.0.0/0", &["0.0.0.0", "255.255.255.255"], &["::1"]),
-            ("2001:db8::/32", &["2001:db8::", "2001:db8:ffff::1"], &["2001:db7:ffff::", "2001:db9::"]),
-            ("::/0", &["::", "2001::1"], &["1.2.3.4"]),
-        ] {
-            let block = Cidr::parse(block).expect(block);
-            let holds = |text: &&str| block.contains(text.parse().expect("an address"));
-            assert!(inside.iter().all(holds), "{block:?}");
-            assert!(!outside.iter().any(holds), "{block:?}");
         }
     }
 

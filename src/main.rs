@@ -450,7 +450,7 @@ fn sql(statement: &str, config: &Config) -> Result<u8, Failure> {
 }
 
 fn tune(action: &str, state: &Path, root: PathBuf, config: &Config, json: bool) -> Result<u8, Failure> {
-    let action: Action = action.parse().map_err(|error| Failure::usage(format!("{error}")))?;
+    let action: Action = action.parse().map_err(Failure::usage)?;
     let host = Host::new(root).with_connections(u64::from(config.stratum.max_connections));
     let outcome = otedama_tuning::tune(action, &host, state, json, &mut std::io::stdout().lock());
     outcome.map(ExitFinding::code).map_err(|error| Failure(error.exit_code(), chain_of(&error)))

@@ -201,16 +201,18 @@ impl StatsSource for PoolStats {
             (live.read(&self.stages), live.shares.clone())
         };
         let chain = self.chain.snapshot(self.clock.now_us());
-        let rejected = Rejected {
-            stale: self.sum(|net| &net.share_stale_refused),
-            duplicate: self.sum(|net| &net.share_duplicate_refused),
-            low_difficulty: self.sum(|net| &net.share_low_difficulty_refused),
-            bad_time: self.sum(|net| &net.share_bad_time_refused),
-            bad_version: self.sum(|net| &net.share_bad_version_refused),
-            malformed: self.sum(|net| &net.share_malformed_refused),
-            unauthorized: self.sum(|net| &net.share_unauthorized_refused),
-            overload: self.sum(|net| &net.share_overload_refused),
-        };
+        // By number of the status.
+        let by_status = [
+            self.sum(|net| &net.share_accepted),
+            self.sum(|net| &net.share_stale_refused),
+            self.sum(|net| &net.share_duplicate_refused),
+            self.sum(|net| &net.share_low_difficulty_refused),
+            self.sum(|net| &net.share_bad_time_refused),
+            self.sum(|net| &net.share_bad_version_refused),
+            self.sum(|net| &net.share_malformed_refused),
+            self.sum(|net| &net.share_unauthorized_refused),
+            self.sum(|net| &net.share_overload_refused),
+        ];
         let round = |value: f64| (value * 10_000.0).round() / 10_000.0;
         let stages = self.stages.iter().zip(shares_of_time).map(|(stage, (busy, backpressure))| Stage {
             name: stage.name.clone(),
@@ -232,8 +234,8 @@ impl StatsSource for PoolStats {
             },
             shares: Shares {
                 received: self.sum(|net| &net.share_received),
-                accepted: self.sum(|net| &net.share_accepted),
-                rejected,
+                accepted: by_status[0],
+                rejected: Rejected::from_counts(&by_status),
                 logged: load(&self.log.row_appended),
             },
             lines_refused: self.sum(|net| &net.line_refused),

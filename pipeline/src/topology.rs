@@ -198,7 +198,9 @@ impl Running {
     /// Waits until every stage has drained; true when no stage panicked.
     pub fn join(&mut self) -> bool {
         self.stop();
-        self.threads.drain(..).fold(true, |ok, thread| thread.join().is_ok() && ok)
+        // Every thread is waited for, also behind one that panicked.
+        let ended: Vec<bool> = self.threads.drain(..).map(|thread| thread.join().is_ok()).collect();
+        ended.into_iter().all(|ok| ok)
     }
 
     /// True while every stage thread lives.

@@ -456,8 +456,8 @@ fn simulate(seed: u64, nets: usize, validates: usize) {
     journal.lock().room = usize::MAX / 2;
     let mut idle = 0;
     while idle < 3 {
-        let any = (0..world.stages.len()).fold(false, |any, stage| world.step(stage) != Regime::CaughtUp || any);
-        idle = if any { 0 } else { idle + 1 };
+        let moved = (0..world.stages.len()).filter(|&stage| world.step(stage) != Regime::CaughtUp).count();
+        idle = if moved > 0 { 0 } else { idle + 1 };
     }
     check(&world, &wires, &journal, &mut miners, seed);
 }

@@ -285,7 +285,7 @@ mod tests {
             let mut k = 0u32;
             while mantissa.fract() != 0.0 { mantissa *= 2.0; k += 1; }
             let numerator = (mantissa as u128) << 48;
-            let slow = if k >= 100 { (numerator >> 40) / 65535 >> (k - 40) } else { (numerator / 65535) >> k };
+            let slow = if k >= 100 { ((numerator >> 40) / 65535) >> (k - 40) } else { (numerator / 65535) >> k };
             prop_assert_eq!(u128::from(Difficulty::clamped(difficulty).work().hashes()), slow.max(1));
         }
     }

@@ -487,15 +487,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn networks_match_by_prefix_and_family() {
-        let net = |text: &str, bits| (text.parse().expect("address"), bits);
-        let address = |text: &str| text.parse().expect("address");
-        assert!(contains(&[net("10.0.0.0", 8)], address("10.255.1.2")));
-        assert!(!contains(&[net("10.0.0.0", 8)], address("11.0.0.1")));
-        assert!(contains(&[net("0.0.0.0", 0)], address("1.2.3.4")));
-        assert!(!contains(&[net("0.0.0.0", 0)], address("::1")));
-        assert!(contains(&[net("192.168.1.7", 32)], address("::ffff:192.168.1.7")));
-        assert!(contains(&[net("2001:db8::", 32)], address("2001:db8:1::")));
-        assert!(!contains(&[net("2001:db8::", 128)], address("2001:db8::1")));
+    fn an_address_block_holds_its_ends_and_not_their_neighbours() {
+        for (block, bits, inside, outside) in [
+            ("10.0.0.0", 8, &["10.0.0.0", "10.255.255.255", "::ffff:10.1.1.1"][..], &["9.255.255.255", "11.0.0.0", "::1"][..]),
+            ("10.0.0.7", 32, &["10.0.0.7"], &["10.0.0.6", "10.0.0.8"]),
+            ("0.0.0.0", 0, &["0.0.0.0", "255.255.255.255"], &["::1"]),
+            ("2001:db8::", 32, &["2001:db8::", "2001:db8:ffff::1"], &["2001:db7:ffff::", "2001:db9::"]),
+            ("::", 0, &["::", "2001::1"], &["1.2.3.4"]),
+        ] {
+            let block = [(block.parse().expect("address"), bits)];
+            let holds = |text: &&str| contains(&block, text.parse().expect("address"));
+            assert!(inside.iter().all(holds), "{block:?}");
+            assert!(!outside.iter().any(holds), "{block:?}");
+        }
     }
 }
