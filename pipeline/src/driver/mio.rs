@@ -101,7 +101,8 @@ pub struct MioDriver {
     free: Vec<Slot>,
     open: usize,
     ready: VecDeque<Slot>,
-    gone: VecDeque<Slot>,
+    /// Connections that failed on a write, with their generation: the slot may have a new tenant by the time it is looked at.
+    gone: VecDeque<(Slot, u32)>,
     accept_open: bool,
     accept_ready: bool,
     accept_retry_at: Option<Instant>,
@@ -295,7 +296,7 @@ impl MioDriver {
                 Ok(count) => written = count,
                 Err(_) => {
                     self.out.clear();
-                    self.gone.push_back(slot);
+                    self.gone.push_back((slot, connection.generation));
                     return;
                 }
             }
@@ -305,7 +306,7 @@ impl MioDriver {
             connection.backlog.extend_from_slice(&self.out[written..]);
             if connection.backlog.len() > BACKLOG_BYTES_MAX {
                 self.closed_slow += 1;
-                self.gone.push_back(slot);
+                self.gone.push_back((slot, connection.generation));
             }
         }
         self.out.clear();
@@ -325,7 +326,7 @@ impl MioDriver {
                     connection.backlog = Vec::new();
                 }
             }
-            Err(_) => self.gone.push_back(slot),
+            Err(_) => self.gone.push_back((slot, connection.generation)),
         }
     }
 }
@@ -401,8 +402,9 @@ impl Driver for MioDriver {
     }
 
     fn event(&mut self) -> Option<Event> {
-        while let Some(slot) = self.gone.pop_front() {
-            if self.connections[slot as usize].stream.is_some() {
+        while let Some((slot, generation)) = self.gone.pop_front() {
+            let connection = &self.connections[slot as usize];
+            if connection.generation == generation && connection.stream.is_some() {
                 self.drop_connection(slot);
                 return Some(Event::Closed { slot });
             }

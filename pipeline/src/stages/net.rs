@@ -26,6 +26,8 @@ const SHARES_PER_STEP: usize = 2048;
 const BROADCASTS_PER_STEP: usize = 32;
 /// Connections whose deadlines are looked at in one housekeeping.
 const DEADLINES_PER_HOUSEKEEPING: usize = 256;
+/// Values of extranonce1 that may wait for their last job after a disconnect, 24 bytes each: 4,000 reconnects a second for the life of a job.
+const EXTRANONCES_WAITING: usize = 1 << 20;
 /// Dimension records that one line can make.
 const NAMES_PER_LINE: usize = 1;
 
@@ -210,8 +212,7 @@ impl<D, C> std::fmt::Debug for Net<D, C> {
 impl<D: Driver, C: Clock> Net<D, C> {
     /// The stage over a driver; `seed` is random per boot.
     pub fn new(driver: D, clock: C, settings: NetSettings, ports: NetPorts, seed: u64) -> Self {
-        // Values wait for their last job after a disconnect: room for every connection to come and go a few times.
-        let extranonces = Extranonces::new(settings.net, settings.connections_max.saturating_mul(4).max(4096));
+        let extranonces = Extranonces::new(settings.net, settings.connections_max.saturating_add(EXTRANONCES_WAITING));
         let lanes = ports.submits.len();
         assert!(lanes > 0, "a net feeds at least one validate lane");
         Self {
