@@ -1,0 +1,234 @@
+//! kill -9 at any moment under load: one ledger of the miners over all boots, and afterwards every accepted entry of it stands in the log, once.
+mod support;
+
+use loadgen::farm::{Farm, FarmConfig};
+use loadgen::ledger::LedgerSink;
+use loadgen::random;
+use otedama_primitives::{Dimension, RunId, ShareRow, ShareStatus};
+use otedama_sharelog::scan::{Filter, rows};
+use otedama_sharelog::{DIMENSIONS_START, DimensionEntry, DimensionReader, LogSettings, LoggedRow, ShareLog};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use support::{Config, Site, alone, eventually, ledger_counts, port_out_of_the_way, size, verify};
+
+/// Every value of a sorted list that has less than one in a hundred above it.
+fn p99(sorted: &[f64]) -> f64 {
+    sorted.get((sorted.len() * 99).div_ceil(100).saturating_sub(1)).copied().unwrap_or(0.0)
+}
+
+#[test]
+fn no_accepted_share_is_lost_or_doubled_by_any_kill() {
+    let _turn = alone();
+    let kills: u32 = size(12, 200);
+    let listen = SocketAddr::from(([127, 0, 0, 1], port_out_of_the_way()));
+    let site = Site::new(Config { listen, refresh_s: 1, block_s: 3, ..Config::default() });
+
+    let mut farm = FarmConfig::new(listen);
+    farm.connections = 32;
+    farm.ledger = LedgerSink::File(site.ledger());
+    farm.behaviour.bad_every = 10;
+    farm.behaviour.dup_every = 10;
+    let mut server = Some(site.serve());
+    let stop = Arc::new(AtomicBool::new(false));
+    let farm = Farm::start(farm, stop.clone()).expect("farm");
+    let accepted = || farm.live().accepted.load(Ordering::Relaxed);
+
+    let mut chance = std::env::var("OTEDAMA_KILL_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(u64::from(std::process::id()));
+    println!("kill seed {chance}");
+    let (mut listening_ms, mut serving_ms) = (vec![], vec![]);
+    for kill in 0..kills {
+        let wait_us = random::next(&mut chance) % 300_000;
+        let in_boot = random::next(&mut chance).is_multiple_of(4);
+        let up = server.take().expect("one server at a time");
+        if in_boot {
+            up.kill();
+            // The next one does not live to say that it listens, or only just.
+            let booting = site.spawn();
+            std::thread::sleep(Duration::from_micros(wait_us / 8));
+            booting.kill();
+        } else {
+            let before = accepted();
+            let since = Instant::now();
+            assert!(eventually(|| accepted() > before), "kill {kill}: no share is accepted any more");
+            serving_ms.push(since.elapsed().as_secs_f64() * 1e3);
+            std::thread::sleep(Duration::from_micros(wait_us));
+            up.kill();
+        }
+        let next = site.serve();
+        assert_eq!(next.stratum, listen);
+        listening_ms.push(next.up.as_secs_f64() * 1e3);
+        server = Some(next);
+    }
+    let before = accepted();
+    assert!(eventually(|| accepted() > before + 1000), "the last server serves");
+    stop.store(true, Ordering::Relaxed);
+    let summary = farm.join().expect("farm");
+    server.take().expect("one server at a time").stop();
+    site.assert_no_panic();
+
+    let totals = &summary.totals;
+    assert_eq!(totals.wrong, 0, "{:#?}", totals.wrong_kept);
+    assert!(totals.disconnects > 0, "kills cut connections");
+    let (ledger, unanswered) = ledger_counts(&site.ledger());
+    assert_eq!((ledger, unanswered), (totals.by_status, totals.unanswered), "the ledger has what the farm counted");
+    let logged = site.verified_clean();
+    for status in ShareStatus::ALL {
+        // What was logged and not answered is in the ledger as unanswered, whatever the verdict on it was.
+        let (told, written) = (ledger[status as usize], logged[status as usize]);
+        assert!(told <= written && written <= told + unanswered, "{}: {told} answered, {written} logged", status.label());
+    }
+    assert!(logged.iter().sum::<u64>() <= ledger.iter().sum::<u64>() + unanswered, "every row was sent by a miner");
+    listening_ms.sort_by(f64::total_cmp);
+    println!(
+        "{kills} kills, {} submits, {} accepted, {unanswered} unanswered, {} disconnects; listening again after {:.1} ms at most, p99 {:.1}, median {:.1}; first share after {:.0} ms at most",
+        totals.submits,
+        totals.accepted,
+        totals.disconnects,
+        listening_ms.last().copied().unwrap_or(0.0),
+        p99(&listening_ms),
+        listening_ms.get(listening_ms.len() / 2).copied().unwrap_or(0.0),
+        serving_ms.iter().copied().fold(0.0, f64::max),
+    );
+
+    the_check_goes_red(&site);
+}
+
+fn problems_of(log: &Path, ledger: &Path) -> Vec<String> {
+    let (code, report) = verify(log, Some(ledger));
+    let problems: Vec<String> = serde_json::from_value(report["problems"].clone()).expect("a list of sentences");
+    assert_eq!(code, i32::from(!problems.is_empty()), "a finding is exit code 1");
+    problems
+}
+
+/// A check that has never been seen to fail proves nothing: one row dropped, one doubled, one entry added, one removed; each turns it red.
+fn the_check_goes_red(site: &Site) {
+    let (log, ledger) = (site.log(), site.ledger());
+    let logged: Vec<LoggedRow> = rows(&log, Filter::default()).and_then(Iterator::collect).expect("scan");
+    let victim = {
+        let mut answered = logged.iter().enumerate().filter(|(_, row)| row.status == ShareStatus::Accepted as u8);
+        // Deep in the first boot: nothing that a kill could have cut.
+        answered.nth(10).map(|(index, _)| index).expect("accepted rows")
+    };
+
+    let same = site.path("same");
+    rewrite(&log, &same, &logged);
+    assert_eq!(problems_of(&same, &ledger), Vec::<String>::new(), "the forger's copy of the same rows passes");
+
+    let mut dropped = logged.clone();
+    let gone = dropped.remove(victim);
+    let path = site.path("dropped");
+    rewrite(&log, &path, &dropped);
+    assert_eq!(verify(&path, None).0, 0, "the log without the row holds together in itself");
+    let problems = problems_of(&path, &ledger);
+    assert!(problems.len() == 1 && problems[0].starts_with("missing"), "{problems:?}");
+    assert!(problems[0].contains(&format!("nonce {:08x}", gone.nonce)), "{problems:?}");
+
+    let mut doubled = logged.clone();
+    doubled.insert(victim, doubled[victim]);
+    let path = site.path("doubled");
+    rewrite(&log, &path, &doubled);
+    let problems = problems_of(&path, &ledger);
+    assert!(problems.iter().any(|problem| problem.starts_with("doubled")), "{problems:?}");
+    assert!(problems.iter().any(|problem| problem.contains("accepted 2 times")), "{problems:?}");
+
+    // The other way round: the log stays, the ledger changes.
+    let text = std::fs::read_to_string(&ledger).expect("read");
+    let lines: Vec<&str> = text.lines().collect();
+    let entry = lines.iter().position(|line| line.ends_with(" accepted")).expect("accepted entries");
+    let forged = site.path("forged-ledger");
+    let with = |change: &dyn Fn(&mut Vec<String>)| {
+        let mut lines: Vec<String> = lines.iter().map(|&line| line.to_owned()).collect();
+        change(&mut lines);
+        std::fs::write(&forged, lines.join("\n") + "\n").expect("write");
+        problems_of(&log, &forged)
+    };
+    let removed = with(&|lines| drop(lines.remove(entry)));
+    assert!(removed.len() == 1 && removed[0].contains("an accepted row that the ledger does not know"), "{removed:?}");
+    let added = with(&|lines| {
+        let mut fields: Vec<&str> = lines[entry].rsplitn(4, ' ').collect();
+        let nonce = format!("{:08x}", u32::from_str_radix(fields[2], 16).expect("hex") ^ 0x8000_0001);
+        fields[2] = &nonce;
+        fields.reverse();
+        let line = fields.join(" ");
+        lines.push(line);
+    });
+    assert!(added.len() == 1 && added[0].starts_with("missing"), "{added:?}");
+    let twice = with(&|lines| lines.push(lines[entry].clone()));
+    assert!(twice.iter().any(|problem| problem.contains("one share accepted 2 times")), "{twice:?}");
+}
+
+/// Writes `logged` as a log of its own in `to`, run by run, with the records of the log in `from`: sums, checksums and ranges are all in order.
+fn rewrite(from: &Path, to: &Path, logged: &[LoggedRow]) {
+    let records: Vec<DimensionEntry> =
+        DimensionReader::from(from, DIMENSIONS_START).expect("records").map(|entry| entry.expect("a sound log").1).collect();
+    let prefix = |id: u64| (id >> 32) as u32;
+    let mut rest = logged;
+    while let Some(first) = rest.first() {
+        let run = RunId::from_prefix(prefix(first.session));
+        let here = rest.iter().take_while(|row| prefix(row.session) == run.prefix()).count();
+        let (rows, later) = rest.split_at(here);
+        rest = later;
+        let settings = LogSettings {
+            dir: to.to_path_buf(),
+            pool: "otedama".into(),
+            run,
+            segment_rows: 524_288,
+            seal_after_ms: 600_000,
+            max_bytes: 1 << 40,
+            journal_file_bytes: 32 << 20,
+            keep_ms: u64::MAX,
+            keep_shipped_ms: 0,
+            has_cursor: false,
+        };
+        let (mut journal, mut sealer, registry, _) = ShareLog::open(settings).expect("open");
+        for record in &records {
+            let dimension = match record {
+                DimensionEntry::Run(record) if record.run == run => {
+                    registry.run(record).expect("record");
+                    continue;
+                }
+                DimensionEntry::Job(record) if prefix(record.job.0) == run.prefix() => {
+                    registry.job(record).expect("record");
+                    continue;
+                }
+                DimensionEntry::Session { session, record } if prefix(session.0) == run.prefix() => Dimension::session(record),
+                DimensionEntry::Worker { session, record } if prefix(session.0) == run.prefix() => Dimension::worker(record),
+                _ => continue,
+            };
+            journal.append(&[dimension.expect("it did fit")], &[]).expect("room");
+        }
+        for batch in rows.chunks(500) {
+            let batch: Vec<ShareRow> = batch.iter().map(as_appended).collect();
+            while journal.append(&[], &batch).is_err() {
+                sealer.step(batch[0].arrival_us).expect("seal");
+            }
+        }
+        let last_us = rows.last().map_or(0, |row| row.arrival_us);
+        drop(journal);
+        sealer.drain(last_us).expect("drain");
+    }
+}
+
+/// The row as it came over the ring, with the counters of its run alone.
+fn as_appended(row: &LoggedRow) -> ShareRow {
+    ShareRow {
+        worker: row.worker,
+        work: row.work,
+        extranonce2: row.extranonce2,
+        arrival_us: row.arrival_us,
+        session: row.session as u32,
+        job: row.job as u32,
+        nonce: row.nonce,
+        ntime: row.ntime,
+        version: row.version,
+        share_difficulty: row.share_difficulty,
+        latency_us: row.latency_us,
+        status: row.status,
+        flags: row.flags,
+        net: 0,
+        coin: row.coin,
+    }
+}
