@@ -156,6 +156,8 @@ impl Ledger {
         }
         match (ShareStatus::from_label(verdict)?, share()) {
             (ShareStatus::Accepted, share) => self.credits.entry(share?).or_default().accepted += 1,
+            // What is refused because the log is full is the one refusal that it cannot hold.
+            (ShareStatus::Overload, _) => {}
             (status, Some(share)) => self.refusals.entry(refusal(&share, status)).or_default().wanted += 1,
             (status, None) => self.refusals.entry(Refusal::Session { extranonce1, status }).or_default().wanted += 1,
         }
