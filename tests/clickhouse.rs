@@ -1,0 +1,295 @@
+//! The pool with a real ClickHouse: the miners' ledger, `/api/stats`, the log and the server's tables agree to the last share, also after an outage.
+mod support;
+
+#[path = "../shipper/tests/server/mod.rs"]
+mod server;
+
+use loadgen::engine::EngineConfig;
+use loadgen::ledger::LedgerSink;
+use loadgen::run::{RunConfig, RunReport};
+use loadgen::session::Behaviour;
+use otedama_primitives::ShareStatus;
+use otedama_sharelog::scan::{Filter, rows};
+use serde_json::{Value, json};
+use std::process::Output;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+use support::{Amount, Config, PATIENCE, Server, Site, alone, eventually, load, long, size};
+
+const BAD_AND_DOUBLE: (u64, u64) = (10, 10);
+
+fn behaviour(seed: u64, prefix: &str) -> Behaviour {
+    let (bad_every, dup_every) = BAD_AND_DOUBLE;
+    Behaviour { bad_every, dup_every, seed, worker_prefix: prefix.to_owned(), workers_per_connection: 2, ..Behaviour::default() }
+}
+
+fn site(clickhouse: &server::Server) -> Site {
+    Site::new(Config { clickhouse: clickhouse.url(), ..Config::default() })
+}
+
+/// A subcommand with the site's config.
+fn otedama(site: &Site, arguments: &[&str]) -> Output {
+    let config = site.config_file();
+    let mut all = arguments.to_vec();
+    all.extend(["--config", config.to_str().expect("UTF-8")]);
+    support::otedama(&all)
+}
+
+fn said(output: &Output) -> String {
+    assert_eq!(output.status.code(), Some(0), "{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout.clone()).expect("UTF-8")
+}
+
+/// Waits until every one of `rows` is on the server and acknowledged.
+fn until_shipped(pool: &Server, clickhouse: &server::Server, rows: u64) {
+    let mut stats = Value::Null;
+    let shipped = eventually(|| {
+        stats = pool.stats();
+        let log = &stats["log"];
+        log["rows_unshipped"] == 0
+            && stats["clickhouse"]["state"] == "legacy"
+            && clickhouse.try_query("SELECT count() FROM otedama.shares").is_ok_and(|count| count.trim() == rows.to_string())
+    });
+    assert!(shipped, "{rows} rows: {} {}", stats["log"], stats["clickhouse"]);
+}
+
+fn number(clickhouse: &server::Server, sql: &str) -> u128 {
+    let answer = clickhouse.query(sql);
+    answer.trim().parse().unwrap_or_else(|_| panic!("{sql}: {answer:?}"))
+}
+
+/// Every witness of a drained pool beside the others. `counts` are those of the stats endpoint.
+fn witnesses_agree(site: &Site, clickhouse: &server::Server, counts: [u64; 9]) {
+    let received: u64 = counts.iter().sum();
+    assert_eq!(site.verified_clean(), counts, "the log and /api/stats");
+
+    let mut on_server = [0; 9];
+    for line in clickhouse.query("SELECT CAST(status AS Int8), count() FROM otedama.shares GROUP BY status").lines() {
+        let (status, rows) = line.split_once('\t').expect("two columns");
+        on_server[status.parse::<usize>().expect("a number")] = rows.parse().expect("a count");
+    }
+    assert_eq!(on_server, counts, "the shares table and /api/stats");
+    for status in ShareStatus::ALL {
+        let sql = format!("SELECT count() FROM otedama.shares WHERE status = '{}'", status.label());
+        assert_eq!(number(clickhouse, &sql), u128::from(counts[status as usize]), "{sql}");
+    }
+
+    let report: Value = serde_json::from_str(&said(&otedama(site, &["reconcile", "--json"]))).expect("JSON");
+    assert_eq!((&report["rows_log"], &report["rows_server"]), (&json!(received), &json!(received)), "{report}");
+    assert_eq!((&report["missing"], &report["doubled"], &report["unshipped"]), (&json!([]), &json!([]), &json!(0)), "{report}");
+
+    // Every name of every row. Shares of an unknown worker or job carry 0, which names none.
+    for (column, table) in
+        [("session", "sessions"), ("worker", "workers"), ("job", "jobs"), ("toUInt32(intDiv(session, 4294967296))", "runs")]
+    {
+        let key = if table == "runs" { "run" } else { column };
+        let sql = format!("SELECT count() FROM otedama.shares WHERE {column} != 0 AND {column} NOT IN (SELECT {key} FROM otedama.{table})");
+        assert_eq!(number(clickhouse, &sql), 0, "{sql}");
+    }
+    let accepted = counts[ShareStatus::Accepted as usize];
+    let nameless = "SELECT count() FROM otedama.shares WHERE status = 'accepted' AND (session = 0 OR worker = 0 OR job = 0)";
+    assert_eq!(number(clickhouse, nameless), 0);
+    let named = "SELECT count() FROM otedama.shares_named WHERE status = 'accepted' AND worker_name LIKE 'ship%'";
+    assert_eq!(number(clickhouse, named), u128::from(accepted));
+
+    let (mut work, mut credited) = (0_u128, 0_u128);
+    for row in rows(&site.log(), Filter::default()).expect("the log") {
+        let row = row.expect("a row");
+        work += u128::from(row.work);
+        credited += if row.status == ShareStatus::Accepted as u8 { u128::from(row.work) } else { 0 };
+    }
+    assert!(credited > 0 && work > credited);
+    for roll_up in ["worker_minute", "worker_hour", "pool_minute"] {
+        let sums = format!("SELECT sum(shares), sum(work), sumIf(work, status = 'accepted') FROM otedama.{roll_up}");
+        assert_eq!(clickhouse.query(&sums).trim(), format!("{received}\t{work}\t{credited}"), "{roll_up}");
+    }
+    let segments = "SELECT sum(rows), sum(accepted), sum(work), sum(work_credited) FROM otedama.segments FINAL";
+    assert_eq!(clickhouse.query(segments).trim(), format!("{received}\t{accepted}\t{work}\t{credited}"));
+}
+
+#[test]
+fn clickhouse_has_every_share_once_and_every_witness_agrees() {
+    let _turn = alone();
+    let Some(clickhouse) = server::Server::start("clickhouse_has_every_share_once_and_every_witness_agrees") else { return };
+    let site = site(&clickhouse);
+    let pool = site.serve();
+    let submits = size(100_000, 2_000_000);
+    let began = Instant::now();
+    let report = load(pool.stratum, Amount::Submits(submits), 64, 8, behaviour(1, "ship"), LedgerSink::File(site.ledger()));
+    let seconds = began.elapsed().as_secs_f64();
+    let totals = &report.totals;
+    assert_eq!(totals.wrong, 0, "{:#?}", totals.wrong_kept);
+    assert_eq!((totals.submits, totals.unanswered), (submits, 0), "{}", report.trouble);
+    let counts = pool.settled_shares(submits);
+    until_shipped(&pool, &clickhouse, submits);
+    let behind = began.elapsed().as_secs_f64() - seconds;
+    assert_eq!(pool.stop().received, submits);
+    witnesses_agree(&site, &clickhouse, counts);
+    for status in [ShareStatus::Stale, ShareStatus::Duplicate, ShareStatus::LowDifficulty, ShareStatus::BadTime, ShareStatus::BadVersion] {
+        assert!(counts[status as usize] > 0, "no {} among {submits}: {counts:?}", status.label());
+    }
+    println!("{submits} submits in {seconds:.1} s, all on the server {behind:.1} s later; by status {counts:?}");
+
+    // The commands that an operator looks with.
+    let sql = said(&otedama(&site, &["sql", "SELECT count() FROM shares WHERE status = 'duplicate'"]));
+    assert_eq!(sql.trim(), counts[ShareStatus::Duplicate as usize].to_string());
+    assert_eq!(otedama(&site, &["sql", "SELECT nonsense FROM nowhere"]).status.code(), Some(3));
+    let shares = said(&otedama(&site, &["shares", "--by", "status", "--format", "csv"]));
+    for status in ShareStatus::ALL.into_iter().filter(|status| counts[*status as usize] > 0) {
+        let line = format!("{},{}", status.label(), counts[status as usize]);
+        assert!(shares.lines().any(|row| row.starts_with(&line)), "{line} in {shares}");
+    }
+    let of_workers: Value = serde_json::from_str(&said(&otedama(&site, &["shares", "--by", "worker", "--format", "json"]))).expect("JSON");
+    assert!(of_workers.as_array().is_some_and(|workers| workers.len() >= 128), "{of_workers}");
+    // The printed schema and the one that the pool made are the same: all of it is there already.
+    let schema = said(&otedama(&site, &["schema", "--legacy"]));
+    let tables = || clickhouse.query("SELECT name FROM system.tables WHERE database = 'otedama' ORDER BY name");
+    let made = tables();
+    for statement in schema.split(";\n").map(str::trim).filter(|statement| !statement.is_empty()) {
+        clickhouse.query(statement);
+    }
+    assert_eq!(tables(), made);
+    site.assert_no_panic();
+}
+
+#[test]
+fn clickhouse_reconciliation_finds_a_row_that_was_dropped_and_one_that_was_doubled() {
+    let _turn = alone();
+    let Some(clickhouse) = server::Server::start("clickhouse_reconciliation_finds_a_row_that_was_dropped_and_one_that_was_doubled") else {
+        return;
+    };
+    let site = site(&clickhouse);
+    let pool = site.serve();
+    let submits = 2_000;
+    load(pool.stratum, Amount::Submits(submits), 4, 8, behaviour(2, "ship"), LedgerSink::None);
+    until_shipped(&pool, &clickhouse, submits);
+    pool.stop();
+    let segments: Vec<(u64, u64)> = clickhouse
+        .query("SELECT seg, count() FROM otedama.shares GROUP BY seg ORDER BY seg")
+        .lines()
+        .map(|line| line.split_once('\t').expect("two columns"))
+        .map(|(segment, rows)| (segment.parse().expect("a number"), rows.parse().expect("a count")))
+        .collect();
+    let &(segment, segment_rows) = segments.first().expect("a segment");
+    let reconciled = || {
+        let output = otedama(&site, &["reconcile", "--json"]);
+        let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        let found = |key: &str| report[key].as_array().expect("a list").len();
+        (output.status.code(), found("missing"), found("doubled"))
+    };
+    assert_eq!(reconciled(), (Some(0), 0, 0));
+    clickhouse.query(&format!("INSERT INTO otedama.shares SELECT * FROM otedama.shares WHERE seg = {segment} AND seq = 0"));
+    assert_eq!(reconciled(), (Some(1), 0, 1), "a row twice");
+    // 18.16 deletes by partition only: all but one row are put aside and come back.
+    let whole = format!("seg != {segment} OR seq != {}", segment_rows - 1);
+    clickhouse.query(&format!("CREATE TABLE otedama.kept ENGINE = Memory AS SELECT DISTINCT * FROM otedama.shares WHERE {whole}"));
+    for partition in
+        clickhouse.query("SELECT DISTINCT partition FROM system.parts WHERE database = 'otedama' AND table = 'shares' AND active").lines()
+    {
+        clickhouse.query(&format!("ALTER TABLE otedama.shares DROP PARTITION {partition}"));
+    }
+    clickhouse.query("INSERT INTO otedama.shares SELECT * FROM otedama.kept");
+    assert_eq!(reconciled(), (Some(1), 1, 0), "a row that is not there");
+}
+
+/// Paced load for a time, on connections of its own.
+fn paced(pool: &Server, site: &Site, seed: u64, seconds: f64) -> RunReport {
+    let engine = EngineConfig {
+        target: pool.stratum,
+        connections: 64,
+        behaviour: behaviour(seed, &format!("ship{seed}")),
+        reconnect: false,
+        ledger: LedgerSink::File(site.ledger()),
+        // Together 6,400 shares a second: a latency under load, not that of a queue that is always full.
+        pace_shares_per_s: 100.0,
+    };
+    let config = RunConfig {
+        engine,
+        window: Duration::from_secs_f64(seconds),
+        warmup: Duration::ZERO,
+        repeat: 1,
+        shares: None,
+        server_pid: None,
+        against: None,
+        set_up_limit: PATIENCE,
+    };
+    let report = loadgen::run::run(config, &AtomicBool::new(false)).expect("the load generator");
+    assert_eq!(report.totals.wrong, 0, "{:#?}", report.totals.wrong_kept);
+    assert_eq!(report.totals.unanswered, 0, "{}", report.trouble);
+    report
+}
+
+#[test]
+fn clickhouse_stopped_under_load_and_started_again_misses_nothing_and_no_miner_notices() {
+    let _turn = alone();
+    let test = "clickhouse_stopped_under_load_and_started_again_misses_nothing_and_no_miner_notices";
+    let Some(mut clickhouse) = server::Server::start(test) else { return };
+    let site = site(&clickhouse);
+    let pool = site.serve();
+    let seconds = size(5.0, 60.0);
+    let of_pool = |pool: &Server| pool.stats()["latency_us"].clone();
+    let quiet = paced(&pool, &site, 1, seconds);
+    let quiet_pool = of_pool(&pool);
+    until_shipped(&pool, &clickhouse, quiet.totals.submits);
+
+    clickhouse.stop();
+    let outage = paced(&pool, &site, 2, seconds);
+    let stats = pool.stats();
+    assert_eq!(stats["clickhouse"]["state"], "retrying", "{stats}");
+    assert_ne!(stats["clickhouse"]["last_error"], "", "{stats}");
+    assert!(stats["log"]["rows_unshipped"].as_u64() > Some(0), "{stats}");
+    let (code, health) = pool.get("/health");
+    assert_eq!(code, 200, "miners need not go elsewhere: {health}");
+    assert!(health.contains("clickhouse retrying"), "{health}");
+    let outage_pool = of_pool(&pool);
+
+    clickhouse.restart();
+    let restarted = Instant::now();
+    let again = paced(&pool, &site, 3, 2.0);
+    let submits = [&quiet, &outage, &again].map(|report| report.totals.submits);
+    let counts = pool.settled_shares(submits.iter().sum());
+    until_shipped(&pool, &clickhouse, submits.iter().sum());
+    let caught_up = restarted.elapsed().as_secs_f64();
+    assert_eq!(pool.get("/health").0, 200);
+    pool.stop();
+    assert!(submits[1] > 0 && outage.totals.answered() == submits[1], "every share is answered while the server is away");
+    witnesses_agree(&site, &clickhouse, counts);
+    println!(
+        "{submits:?} submits before, during and after {seconds} s without a server ({}); seen by miners, us: quiet {:?}, outage {:?}; by the pool since its start: \
+         {quiet_pool} before, {outage_pool} at the end of the outage; all shipped {caught_up:.1} s after the start of the server",
+        if long() { "long" } else { "CI" },
+        quiet.latency_us,
+        outage.latency_us
+    );
+    site.assert_no_panic();
+}
+
+#[test]
+fn clickhouse_that_is_away_when_the_pool_starts_stops_and_starts_again_gets_every_row_afterwards() {
+    let _turn = alone();
+    let test = "clickhouse_that_is_away_when_the_pool_starts_stops_and_starts_again_gets_every_row_afterwards";
+    let Some(mut clickhouse) = server::Server::start(test) else { return };
+    clickhouse.stop();
+    let site = site(&clickhouse);
+    let mut counts = [0; 9];
+    let mut add = |pool: &Server, seed| {
+        let submits = 20_000;
+        load(pool.stratum, Amount::Submits(submits), 16, 8, behaviour(seed, "ship"), LedgerSink::File(site.ledger()));
+        for (sum, count) in counts.iter_mut().zip(pool.settled_shares(submits)) {
+            *sum += count;
+        }
+        counts
+    };
+    let pool = site.serve();
+    add(&pool, 1);
+    // The stop does not wait for ClickHouse longer than some seconds, and is a clean one: the log has everything.
+    pool.stop();
+    let pool = site.serve();
+    let counts = add(&pool, 2);
+    clickhouse.restart();
+    until_shipped(&pool, &clickhouse, counts.iter().sum());
+    pool.stop();
+    witnesses_agree(&site, &clickhouse, counts);
+    assert_eq!(number(&clickhouse, "SELECT count() FROM otedama.runs FINAL"), 2);
+    site.assert_no_panic();
+}
