@@ -445,7 +445,8 @@ impl Driver for MioDriver {
     }
 
     fn reply(&mut self, slot: Slot, bytes: &[u8]) {
-        if self.out_slot != Some(slot) {
+        // A run is bounded: what one connection is told in a pass must not grow with what it says.
+        if self.out_slot != Some(slot) || self.out.len() >= READ_BYTES {
             self.write_out();
             self.out_slot = Some(slot);
         }

@@ -22,6 +22,8 @@ pub const IN_FLIGHT: usize = 1 << 15;
 const EVENTS_PER_STEP: usize = 256;
 /// Shares read in a step.
 const SHARES_PER_STEP: usize = 2048;
+/// Lines read in a step, shares or not: who talks without end may not keep the answers of others waiting.
+const LINES_PER_STEP: u64 = 4096;
 /// Connections that a new job is sent to in a step: answers go first.
 const BROADCASTS_PER_STEP: usize = 32;
 /// Connections whose deadlines are looked at in one housekeeping.
@@ -338,8 +340,10 @@ impl<D: Driver, C: Clock> Net<D, C> {
             self.stalled = None;
         }
         let mut polled = false;
+        let lines_before = self.state.counts.line_received;
         for _ in 0..EVENTS_PER_STEP {
-            if self.state.staged_shares() >= SHARES_PER_STEP || self.state.credits() == 0 {
+            let lines = self.state.counts.line_received - lines_before;
+            if self.state.staged_shares() >= SHARES_PER_STEP || lines >= LINES_PER_STEP || self.state.credits() == 0 {
                 break;
             }
             let Some(event) = self.driver.event() else {
