@@ -19,7 +19,7 @@ use support::{Amount, Config, Miner, Server, Site, Wire, alone, code, eventually
 const OTHER: i64 = 20;
 const HONEST_MINERS: u64 = 8;
 /// What a hostile visit may leave in the server's memory: its own tables, touched for the first time.
-const GROWTH_KIB_MAX: u64 = 48 << 10;
+const GROWTH_KIB_MAX: u64 = 32 << 10;
 
 /// Runs `attack` on a server that serves honest miners meanwhile: they get a right answer to every share and are never cut off, the server's memory stays
 /// bounded, and its books are in order afterwards. `attack` gives the shares that it has submitted itself; none of them may be credited.
@@ -117,7 +117,7 @@ fn random_bytes_and_half_lines_are_refused_or_closed() {
             wire.send(&hello[..cut]);
             match cut % 3 {
                 // The rest never comes: closed by the server.
-                0 if cut % 6 == 0 => wire.wait_for_close(),
+                0 if cut % 12 == 0 => wire.wait_for_close(),
                 1 => wire.stream.shutdown(Shutdown::Both).expect("shutdown"),
                 // Our side is done, theirs is not: they must notice, too.
                 2 => {
