@@ -69,8 +69,8 @@ pub struct Pool {
     running: Running,
     stats: Arc<PoolStats>,
     stats_server: StatsServer,
-    commands: mpsc::UnboundedSender<Command>,
     stop_control: Arc<AtomicBool>,
+    stop_chain: Arc<AtomicBool>,
     stop_shipper: watch::Sender<bool>,
     chain: JoinHandle<()>,
     sealer: JoinHandle<bool>,
@@ -285,7 +285,7 @@ impl Pool {
 
         let (commands, command_rx) = mpsc::unbounded_channel();
         let (candidates, candidate_rx) = mpsc::unbounded_channel();
-        let stop_control = Arc::new(AtomicBool::new(false));
+        let (stop_control, stop_chain) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
         let (flagged, flagged_rows) = mpsc::unbounded_channel();
         let chain = ChainThread {
             core: cores.control,
@@ -305,7 +305,8 @@ impl Pool {
                 desk: desk.clone(),
                 blocks: ends.blocks,
                 candidates,
-                commands: commands.clone(),
+                commands,
+                stop: stop_chain.clone(),
                 validate_metrics: ends.validate_metrics,
                 asked_at: vec![0; cores.validate.len()],
                 from_log: CandidatesFromLog::new(config.log.dir.clone(), desk, registry),
@@ -319,7 +320,7 @@ impl Pool {
             Some(settings) => Some(start_shipper(settings, config.log.dir.clone(), stats.shipper(), shipper_stop, cores.control)?),
             None => None,
         };
-        Ok(Self { running, stats, stats_server, commands, stop_control, stop_shipper, chain, sealer, shipper, listening, started })
+        Ok(Self { running, stats, stats_server, stop_control, stop_chain, stop_shipper, chain, sealer, shipper, listening, started })
     }
 
     /// Where miners connect.
@@ -351,10 +352,10 @@ impl Pool {
     pub fn stop(mut self) -> Drained {
         self.stats.set_draining();
         let stages_clean = self.running.join();
-        // Candidates on the rings are taken by the control thread's last tick before it stops.
         self.stop_control.store(true, Ordering::Release);
         let sealed = self.sealer.join().unwrap_or(false);
-        let _ = self.commands.send(Command::Stop);
+        // Every candidate is on a ring or has been read from the log by now: the watch hands them all on before it stops the chain.
+        self.stop_chain.store(true, Ordering::Release);
         let chain_clean = self.chain.join().is_ok();
         let _ = self.stop_shipper.send(true);
         let shipper_clean = self.shipper.is_none_or(|shipper| shipper.join().is_ok());
@@ -417,6 +418,8 @@ struct ShareWatch {
     blocks: Vec<Rx<BlockCandidate>>,
     candidates: mpsc::UnboundedSender<BlockCandidate>,
     commands: mpsc::UnboundedSender<Command>,
+    /// Set once nothing new can come.
+    stop: Arc<AtomicBool>,
     validate_metrics: Vec<Arc<ValidateMetrics>>,
     /// Whether a new job has been asked for since a lane's newest table was last under pressure.
     asked_at: Vec<u64>,
@@ -426,6 +429,8 @@ struct ShareWatch {
 
 impl ShareWatch {
     fn tick(&mut self) {
+        // Looked at before the rings are. Acquire pairs with the Release after stages and sealer have ended: what they left is seen below.
+        let is_last = self.stop.load(Ordering::Acquire);
         for ring in &mut self.blocks {
             while let Some(candidate) = ring.pop() {
                 // The chain task may have stopped: then the flagged row is what remains.
@@ -448,6 +453,9 @@ impl ShareWatch {
             }
         }
         lock(&self.desk).tick();
+        if is_last {
+            let _ = self.commands.send(Command::Stop);
+        }
     }
 }
 

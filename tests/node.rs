@@ -7,7 +7,9 @@ use loadgen::farm::{Farm, FarmConfig};
 use loadgen::ledger::LedgerSink;
 use otedama_primitives::flags;
 use otedama_sharelog::scan::{Filter, rows};
+use otedama_sharelog::{BlockStatus, DIMENSIONS_START, DimensionEntry, DimensionReader};
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
@@ -15,7 +17,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use support::{Config, PATIENCE, Server, Site, alone, eventually, port_out_of_the_way, size};
+use support::{Config, PATIENCE, Server, Site, alone, eventually, memory_kib, port_out_of_the_way, size};
 
 /// Blocks at the start: transactions need matured coinbases.
 const START_HEIGHT: u64 = 150;
@@ -235,9 +237,9 @@ fn node_every_block_of_the_pool_is_in_cores_chain_and_every_candidate_in_the_log
     let load = Load::start(&site, server.stratum, 0.0);
     let wanted = size(100, 1000);
     until_accepted(&server, wanted / 2);
-    let memory_half = server.memory_kib("RssAnon");
+    let memory_half = memory_kib(server.pid(), "RssAnon");
     until_accepted(&server, wanted);
-    let memory_whole = server.memory_kib("RssAnon");
+    let memory_whole = memory_kib(server.pid(), "RssAnon");
     let seconds = began.elapsed().as_secs_f64();
     let submits = load.end();
     server.settled_shares(submits);
@@ -300,6 +302,39 @@ fn node_outage_of_seconds_costs_no_block_and_a_dead_node_beside_it_no_time() {
     );
     server.stop();
     site.verified_clean();
+    site.assert_no_panic();
+}
+
+#[test]
+fn node_hears_of_every_candidate_also_of_those_in_flight_when_the_pool_stops() {
+    let _turn = alone();
+    let test = "node_hears_of_every_candidate_also_of_those_in_flight_when_the_pool_stops";
+    let Some(node) = Node::start(test, SocketAddr::from(([127, 0, 0, 1], 0)), &[]) else { return };
+    let site = Site::new(config(&[node.url()], ""));
+    for round in 1..=3 {
+        let server = site.serve();
+        let load = Load::start(&site, server.stratum, 0.0);
+        until_accepted(&server, 5);
+        server.stop();
+        load.stop.store(true, Ordering::Relaxed);
+        // The farm's connections end with the server: it says so, and that is all it says.
+        drop(load.farm.join());
+        let (candidates, from_log) = flagged(&site.log());
+        let (mut found, mut ended, mut accepted) = (0, BTreeSet::new(), 0);
+        for entry in DimensionReader::from(&site.log(), DIMENSIONS_START).expect("the log's records") {
+            let (_, entry) = entry.expect("a record");
+            let DimensionEntry::Block(block) = entry else { continue };
+            match block.status {
+                BlockStatus::Found => found += 1,
+                status => {
+                    accepted += u64::from(status == BlockStatus::Accepted);
+                    ended.insert(block.hash.0);
+                }
+            }
+        }
+        assert_eq!((found, ended.len() as u64), (candidates, candidates), "round {round}, {from_log} by way of the log");
+        assert_eq!(node.height(None), START_HEIGHT + accepted);
+    }
     site.assert_no_panic();
 }
 
