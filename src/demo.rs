@@ -86,7 +86,8 @@ pub fn run(args: &DemoArgs, started: Instant, stop: &Arc<AtomicBool>) -> Result<
     for problem in &reconciled.problems {
         println!("problem: {problem}");
     }
-    let verdict_ok = totals.wrong == 0 && drained.clean && reconciled.is_clean();
+    let verdict_ok =
+        totals.wrong == 0 && totals.unanswered == 0 && reconciled.rows == totals.submits && drained.clean && reconciled.is_clean();
     println!("{}", if verdict_ok { "every share is accounted for, once" } else { "NOT every share is accounted for" });
     if args.json {
         let report = json!({

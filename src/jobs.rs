@@ -8,6 +8,7 @@ use otedama_sharelog::{BlockRecord, BlockStatus, DIMENSIONS_START, DimensionEntr
 use otedama_stratum::v1::PublishedJob;
 use std::collections::{HashMap, VecDeque};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Jobs live at once on the share path: the ninth ends the oldest.
@@ -91,12 +92,16 @@ pub struct PoolSink<C> {
     registry: Arc<Registry>,
     clock: C,
     live: VecDeque<otedama_primitives::JobId>,
+    /// A job on a new parent could not be recorded: the next one that can is the clean one.
+    clean_owed: bool,
+    /// Set while a job is owed to the miners; the control loop asks for one again.
+    job_owed: Arc<AtomicBool>,
 }
 
 impl<C: Clock> PoolSink<C> {
     /// A sink over the desk and the log's registry.
-    pub fn new(desk: Arc<Mutex<JobDesk>>, registry: Arc<Registry>, clock: C) -> Self {
-        Self { desk, registry, clock, live: VecDeque::new() }
+    pub fn new(desk: Arc<Mutex<JobDesk>>, registry: Arc<Registry>, clock: C, job_owed: Arc<AtomicBool>) -> Self {
+        Self { desk, registry, clock, live: VecDeque::new(), clean_owed: false, job_owed }
     }
 
     fn end(&mut self, job: otedama_primitives::JobId) {
@@ -108,14 +113,20 @@ impl<C: Clock> PoolSink<C> {
 
 impl<C: Clock> ChainSink for PoolSink<C> {
     fn job(&mut self, job: &Arc<Job>) {
+        let job = &Job { clean: job.clean || self.clean_owed, ..(**job).clone() };
         let mut desk = lock(&self.desk);
         if let Err(error) = self.registry.job(&JobRecord::new(job, desk.wire_id(job))) {
             // Rows that name a job which is nowhere recorded would not resolve: miners stay on the jobs they have until the log takes records again.
-            eprintln!("warning: job {} is not published, as it could not be recorded: {error}", job.id);
+            self.clean_owed = job.clean;
+            if !self.job_owed.swap(true, Ordering::Relaxed) {
+                eprintln!("warning: job {} is not published, as it could not be recorded; tried again every second: {error}", job.id);
+            }
             return;
         }
         desk.publish(job);
         drop(desk);
+        self.clean_owed = false;
+        self.job_owed.store(false, Ordering::Relaxed);
         if job.clean {
             while let Some(ended) = self.live.pop_front() {
                 self.end(ended);
@@ -174,7 +185,7 @@ impl CandidatesFromLog {
     /// The candidate of a flagged row; None, said once, when its job or session is not known any more.
     pub fn rebuild(&mut self, row: &LoggedRow) -> Option<BlockCandidate> {
         if !self.extranonce1.contains_key(&row.session) {
-            self.read_sessions();
+            self.read_sessions(row.session >> 32);
         }
         let job = lock(&self.desk).validated(row.job);
         let (Some(&extranonce1), Some(job)) = (self.extranonce1.get(&row.session), job) else {
@@ -202,7 +213,7 @@ impl CandidatesFromLog {
     }
 
     /// Reads on in the dimension log. The sealer writes session records in batches; `sync` brings out what it still holds.
-    fn read_sessions(&mut self) {
+    fn read_sessions(&mut self, run: u64) {
         if let Err(error) = self.registry.sync() {
             eprintln!("warning: the log's session records could not be written out: {error}");
         }
@@ -210,7 +221,9 @@ impl CandidatesFromLog {
         for entry in reader {
             let Ok((end, entry)) = entry else { return };
             self.read_to = end;
-            if let DimensionEntry::Session { session, record } = entry {
+            if let DimensionEntry::Session { session, record } = entry
+                && session.0 >> 32 == run
+            {
                 self.extranonce1.insert(session.0, record.extranonce1);
             }
         }

@@ -17,7 +17,7 @@ use otedama_pipeline::{Cores, Full, Rx, Topology, Tx};
 use otedama_primitives::{Answer, BlockCandidate, Clock, Dimension, Submit, Verdict};
 use otedama_stratum::v1::PublishedJob;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize};
 
 /// Depths of the rings, printed by `otedama check`.
 pub mod depth {
@@ -82,6 +82,7 @@ pub fn lay_out<D: Driver + 'static, A: Append + 'static, C: Clock>(
     let nets_running = Arc::new(AtomicUsize::new(nets));
     let validates_running = Arc::new(AtomicUsize::new(lanes));
     let next_session = Arc::new(AtomicU32::new(1));
+    let log_full = Arc::new(AtomicBool::new(false));
     let mut ends = ControlEnds {
         jobs_to_validate: vec![],
         jobs_to_net: vec![],
@@ -116,8 +117,9 @@ pub fn lay_out<D: Driver + 'static, A: Append + 'static, C: Clock>(
         ends.jobs_to_net.push(jobs_tx);
         ends.latencies.push((full_rx, empty_tx));
         ends.net_metrics.push(metrics.clone());
-        let (next_session, nets_running) = (next_session.clone(), nets_running.clone());
-        let ports = NetPorts { submits, answers, names, jobs, latency: Histograms { full, empty }, metrics, next_session, nets_running };
+        let (next_session, nets_running, log_full) = (next_session.clone(), nets_running.clone(), log_full.clone());
+        let latency = Histograms { full, empty };
+        let ports = NetPorts { submits, answers, names, jobs, latency, metrics, next_session, nets_running, log_full };
         let settings = NetSettings { net: net as u8, ..settings.clone() };
         t.stage(format!("net:{net}"), Net::new(driver, boot.clock.clone(), settings, ports, boot.seed), cores.net[net]);
     }
@@ -142,6 +144,7 @@ pub fn lay_out<D: Driver + 'static, A: Append + 'static, C: Clock>(
         metrics,
         validates_running,
         answer_first: boot.answer_first,
+        log_full,
     };
     t.stage("log", Log::new(journal, boot.clock.clone(), ports), cores.log);
     (t, ends)

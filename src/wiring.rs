@@ -34,6 +34,8 @@ pub const JOURNAL_FILE_BYTES: u64 = 32 << 20;
 const SEAL_ALONE_MS: u64 = 600_000;
 /// How often the control core looks at block candidates and duplicate tables.
 const CONTROL_TICK: Duration = Duration::from_millis(1);
+/// A lane whose newest duplicate table has grown by this since a new job was asked for asks again.
+const ASK_AGAIN_AFTER: u64 = 8192;
 /// How often the sealer looks at the journal when it has caught up.
 const SEALER_TICK: Duration = Duration::from_millis(5);
 /// The log-full check and clock corrections.
@@ -260,8 +262,9 @@ impl Pool {
             authorize_within_us: config.limits.authorize_within_s.saturating_mul(1_000_000),
             refused_per_s: config.limits.refused_per_s,
         };
+        let log_full: Arc<AtomicBool> = Arc::default();
         let boot = Boot { clock: clock.clone(), isa, seed: random(), answer_first: config.log.ack == Ack::Memory };
-        let (topology, ends) = lay_out(&cores, drivers, &settings, JournalEnd::new(journal, log_counters.clone()), &boot);
+        let (topology, ends) = lay_out(&cores, drivers, &settings, JournalEnd::new(journal, log_full.clone()), &boot);
         let running = topology.start().map_err(|error| StartError::environment("starting the share path", error))?;
 
         let chain_stats: Arc<ChainStats> = Arc::default();
@@ -286,6 +289,7 @@ impl Pool {
         let (commands, command_rx) = mpsc::unbounded_channel();
         let (candidates, candidate_rx) = mpsc::unbounded_channel();
         let (stop_control, stop_chain) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let job_owed: Arc<AtomicBool> = Arc::default();
         let (flagged, flagged_rows) = mpsc::unbounded_channel();
         let chain = ChainThread {
             core: cores.control,
@@ -296,7 +300,7 @@ impl Pool {
                 poll_ms: config.chain.poll_ms,
                 refresh_s: config.chain.refresh_s,
             },
-            sink: PoolSink::new(desk.clone(), registry.clone(), clock.clone()),
+            sink: PoolSink::new(desk.clone(), registry.clone(), clock.clone(), job_owed.clone()),
             clock: clock.clone(),
             stats: chain_stats,
             candidate_rx,
@@ -307,6 +311,7 @@ impl Pool {
                 candidates,
                 commands,
                 stop: stop_chain.clone(),
+                job_owed,
                 validate_metrics: ends.validate_metrics,
                 asked_at: vec![0; cores.validate.len()],
                 from_log: CandidatesFromLog::new(config.log.dir.clone(), desk, registry),
@@ -314,7 +319,7 @@ impl Pool {
             },
         };
         let chain = chain.start(source_of(config, &clock)?)?;
-        let sealer = start_sealer(sealer, flagged, clock, cores.control, stop_control.clone())?;
+        let sealer = start_sealer(sealer, flagged, log_full, clock, cores.control, stop_control.clone())?;
         let (stop_shipper, shipper_stop) = watch::channel(false);
         let shipper = match shipper_settings(config) {
             Some(settings) => Some(start_shipper(settings, config.log.dir.clone(), stats.shipper(), shipper_stop, cores.control)?),
@@ -421,10 +426,12 @@ struct ShareWatch {
     /// Set once nothing new can come.
     stop: Arc<AtomicBool>,
     validate_metrics: Vec<Arc<ValidateMetrics>>,
-    /// Whether a new job has been asked for since a lane's newest table was last under pressure.
+    /// Shares in a lane's newest table when a new job was last asked for; 0 when it is not under pressure.
     asked_at: Vec<u64>,
     from_log: CandidatesFromLog,
     flagged_rows: mpsc::UnboundedReceiver<LoggedRow>,
+    /// Set while a job could not be recorded, and so is owed to the miners.
+    job_owed: Arc<AtomicBool>,
 }
 
 impl ShareWatch {
@@ -447,7 +454,7 @@ impl ShareWatch {
             let used = metrics.duplicate_table_newest_used.load(Ordering::Relaxed);
             if used < DUPLICATE_PRESSURE as u64 {
                 *asked = 0;
-            } else if *asked == 0 {
+            } else if *asked == 0 || used >= *asked + ASK_AGAIN_AFTER {
                 *asked = used;
                 let _ = self.commands.send(Command::NewJobWanted);
             }
@@ -455,6 +462,13 @@ impl ShareWatch {
         lock(&self.desk).tick();
         if is_last {
             let _ = self.commands.send(Command::Stop);
+        }
+    }
+
+    /// Asks again for a job that could not be recorded.
+    fn slow_tick(&mut self) {
+        if self.job_owed.load(Ordering::Relaxed) {
+            let _ = self.commands.send(Command::NewJobWanted);
         }
     }
 }
@@ -486,6 +500,7 @@ impl ChainThread {
         let clock = self.clock.clone();
         let ticking = async move {
             let mut last_slow = Instant::now();
+            let mut last_second = Instant::now();
             let mut tick = tokio::time::interval(CONTROL_TICK);
             tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
             loop {
@@ -494,6 +509,10 @@ impl ChainThread {
                 if last_slow.elapsed() >= SLOW_TICK {
                     last_slow = Instant::now();
                     clock.resync();
+                }
+                if last_second.elapsed() >= Duration::from_secs(1) {
+                    last_second = Instant::now();
+                    watch.slow_tick();
                 }
             }
         };
@@ -510,6 +529,7 @@ impl ChainThread {
 fn start_sealer(
     mut sealer: Sealer,
     flagged: mpsc::UnboundedSender<LoggedRow>,
+    log_full: Arc<AtomicBool>,
     clock: WallClock,
     core: usize,
     stop: Arc<AtomicBool>,
@@ -525,9 +545,15 @@ fn start_sealer(
         // Acquire pairs with the Release after the last stage has drained: everything appended is visible.
         while !stop.load(Ordering::Acquire) {
             match sealer.step(clock.now_us()) {
-                Ok(SealStep::Worked) => {}
-                Ok(SealStep::Idle) => std::thread::sleep(SEALER_TICK),
+                Ok(step) => {
+                    log_full.store(sealer.counters().log_full.load(Ordering::Relaxed), Ordering::Relaxed);
+                    if step == SealStep::Idle {
+                        std::thread::sleep(SEALER_TICK);
+                    }
+                }
                 Err(error) => {
+                    // No room will come until this passes: shares are refused with a word instead of waiting without one.
+                    log_full.store(true, Ordering::Relaxed);
                     if said.is_none_or(|at| at.elapsed() > Duration::from_secs(10)) {
                         said = Some(Instant::now());
                         eprintln!("error: sealing the share log failed, it is tried again: {}", chain_of(&error));

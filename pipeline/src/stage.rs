@@ -28,6 +28,11 @@ pub trait Stage: Send {
         false
     }
 
+    /// True for a stage that has something to block in.
+    fn can_wait(&self) -> bool {
+        false
+    }
+
     /// True while this stage waits for other cores to finish something that it handed out: the loop must look again soon.
     fn expects_answers(&self) -> bool {
         false
@@ -40,7 +45,7 @@ pub trait Stage: Send {
     fn is_drained(&self) -> bool;
 }
 
-/// How a loop idles when all its stages are caught up and none can block.
+/// How a loop idles when all its stages are caught up and it may not block.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Idle {
     /// The core is this loop's alone: spin.
@@ -67,8 +72,9 @@ pub struct Seat {
     pub regimes: Arc<RegimeNs>,
 }
 
-/// Runs the stages of one core until `stop` is set and all of them are drained.
-pub fn run(seats: &mut [Seat], idle: Idle, stop: &AtomicBool) {
+/// Runs the stages of one core until `stop` is set and all of them are drained. `may_block`: everything that can bring work to this loop wakes the one stage
+/// of it that can wait; otherwise it never pauses for longer than shares may be in flight.
+pub fn run(seats: &mut [Seat], idle: Idle, may_block: bool, stop: &AtomicBool) {
     let mut draining = false;
     let mut looks = 0u32;
     let mut last_housekeeping = Instant::now();
@@ -108,7 +114,7 @@ pub fn run(seats: &mut [Seat], idle: Idle, stop: &AtomicBool) {
             keep_house(seats);
             return;
         }
-        let in_flight = !all_caught_up || seats.iter().any(|seat| seat.stage.expects_answers());
+        let in_flight = !may_block || !all_caught_up || seats.iter().any(|seat| seat.stage.expects_answers());
         if in_flight || draining {
             looks += 1;
             if looks < LOOKS_IN_FLIGHT {

@@ -154,7 +154,11 @@ impl Topology {
         let stop = Arc::new(AtomicBool::new(false));
         let mut threads = Vec::new();
         let mut stages = Vec::new();
+        let waiters = |seats: &[Seat]| seats.iter().filter(|seat| seat.stage.can_wait()).count();
+        let waiters_in_all: usize = self.seats.values().map(|seats| waiters(seats)).sum();
         for (core, mut seats) in self.seats {
+            // Another net's shares reach a loop over rings, which wake nobody.
+            let may_block = waiters(&seats) == 1 && (seats.len() == 1 || waiters_in_all == 1);
             for seat in &seats {
                 stages.push(StageInfo { name: seat.name.clone(), core, regimes: seat.regimes.clone() });
             }
@@ -166,7 +170,7 @@ impl Topology {
                 if let Err(error) = pin_to_core(core) {
                     eprintln!("warning: could not pin to core {core}: {error}; running unpinned");
                 }
-                run(&mut seats, idle, &stop);
+                run(&mut seats, idle, may_block, &stop);
             });
             threads.push(spawned.map_err(|source| TopologyError::Spawn { name, source })?);
         }

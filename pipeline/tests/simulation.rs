@@ -340,6 +340,7 @@ fn world<D: Driver + 'static, A: Append + 'static>(drivers: Vec<D>, journal: A, 
             metrics,
             next_session: next_session.clone(),
             nets_running: nets_running.clone(),
+            log_full: Arc::default(),
         };
         world.stages.push(Box::new(Net::new(driver, clock.clone(), settings, ports, 99)));
     }
@@ -364,7 +365,15 @@ fn world<D: Driver + 'static, A: Append + 'static>(drivers: Vec<D>, journal: A, 
         world.stages.push(Box::new(Validate::new(Isa::Portable, 7, ports)));
     }
     let metrics = Arc::new(LogMetrics::default());
-    let ports = LogPorts { verdicts: verdicts_rx, answers: answers_tx, names: names_rx, metrics, validates_running, answer_first: false };
+    let ports = LogPorts {
+        verdicts: verdicts_rx,
+        answers: answers_tx,
+        names: names_rx,
+        metrics,
+        validates_running,
+        answer_first: false,
+        log_full: Arc::default(),
+    };
     world.stages.push(Box::new(Log::new(journal, clock, ports)));
     world
 }

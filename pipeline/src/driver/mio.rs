@@ -271,6 +271,10 @@ impl MioDriver {
     }
 
     fn drop_connection(&mut self, slot: Slot) {
+        // What was said to this connection leaves before its slot can go to another.
+        if self.out_slot == Some(slot) {
+            self.write_out();
+        }
         let connection = &mut self.connections[slot as usize];
         if let Some(mut stream) = connection.stream.take() {
             let _ = self.poll.registry().deregister(&mut stream);
@@ -458,9 +462,6 @@ impl Driver for MioDriver {
     }
 
     fn close(&mut self, slot: Slot) {
-        if self.out_slot == Some(slot) {
-            self.write_out();
-        }
         self.drop_connection(slot);
     }
 

@@ -5,7 +5,7 @@ use crate::stage::{Regime, Stage};
 use bytemuck::Zeroable;
 use otedama_primitives::{Answer, Clock, Dimension, ShareRow, ShareStatus, Verdict};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// Rows appended in one batch at most.
 const ROWS: usize = 512;
@@ -43,6 +43,8 @@ pub struct LogPorts {
     pub validates_running: Arc<AtomicUsize>,
     /// Tier `memory`: answers are released before the append.
     pub answer_first: bool,
+    /// Set while the log is full: the nets let nobody in then.
+    pub log_full: Arc<AtomicBool>,
 }
 
 /// The stage.
@@ -53,6 +55,8 @@ pub struct Log<A, C> {
     next_input: usize,
     /// Verdicts taken and not yet appended.
     held: usize,
+    /// Whether those were answered already: tier `memory`, with room for them in sight.
+    answered: bool,
     taken: Box<[Verdict; ROWS]>,
     rows: Box<[ShareRow; ROWS]>,
     dimensions: Box<[Dimension; DIMENSIONS]>,
@@ -78,6 +82,7 @@ impl<A: Append, C: Clock> Log<A, C> {
             ports,
             next_input: 0,
             held: 0,
+            answered: false,
             taken: Box::new([Verdict::zeroed(); ROWS]),
             rows: Box::new([ShareRow::zeroed(); ROWS]),
             dimensions: Box::new([Dimension::zeroed(); DIMENSIONS]),
@@ -133,7 +138,9 @@ impl<A: Append, C: Clock> Log<A, C> {
             self.next_input = (input + 1) % inputs;
             self.held = self.ports.verdicts[input].take_into(&mut self.taken[..]);
             if self.held > 0 {
-                if self.ports.answer_first {
+                self.answered =
+                    self.ports.answer_first && !self.journal.is_full() && self.journal.room_cells() > self.held + DIMENSION_BATCH_CELLS;
+                if self.answered {
                     self.answer(self.held, false);
                 }
                 return;
@@ -148,7 +155,7 @@ impl<A: Append, C: Clock> Log<A, C> {
             return Regime::Backpressure;
         }
         self.counts.row_unrecorded += self.held as u64;
-        if !self.ports.answer_first {
+        if !self.answered {
             self.answer(self.held, true);
         }
         self.held = 0;
@@ -187,7 +194,7 @@ impl<A: Append, C: Clock> Stage for Log<A, C> {
         self.journal.append(&[], &self.rows[..count]);
         self.counts.row_appended += count as u64;
         self.counts.batch_committed += 1;
-        if !self.ports.answer_first {
+        if !self.answered {
             self.answer(count, false);
         }
         self.held = 0;
@@ -195,6 +202,8 @@ impl<A: Append, C: Clock> Stage for Log<A, C> {
     }
 
     fn housekeeping(&mut self) {
+        // Relaxed: a hint for the door, nothing is read through it.
+        self.ports.log_full.store(self.journal.is_full(), Ordering::Relaxed);
         self.counts.publish(&self.ports.metrics);
         self.ports.verdicts.iter().for_each(Rx::publish);
         self.ports.names.iter().for_each(Rx::publish);
@@ -213,13 +222,13 @@ impl<A: Append, C: Clock> Stage for Log<A, C> {
 /// The journal with the log's state: what the stage runs on in production.
 pub struct JournalEnd {
     journal: otedama_sharelog::Journal,
-    counters: Arc<otedama_sharelog::LogCounters>,
+    full: Arc<AtomicBool>,
 }
 
 impl JournalEnd {
-    /// Joins what `ShareLog::open` gave.
-    pub fn new(journal: otedama_sharelog::Journal, counters: Arc<otedama_sharelog::LogCounters>) -> Self {
-        Self { journal, counters }
+    /// `full` is set while no room is coming: the disk is full, or sealing fails.
+    pub fn new(journal: otedama_sharelog::Journal, full: Arc<AtomicBool>) -> Self {
+        Self { journal, full }
     }
 }
 
@@ -235,6 +244,6 @@ impl Append for JournalEnd {
 
     fn is_full(&self) -> bool {
         // Relaxed: a state that the sealer sets and clears; a pass more or less does not matter.
-        self.counters.log_full.load(Ordering::Relaxed)
+        self.full.load(Ordering::Relaxed)
     }
 }

@@ -13,7 +13,7 @@ use otedama_stratum::v1::{self, IdToken, JobBook, PublishedJob, Session};
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// Places in the FIFO of shares in flight, and depth of `log_net`.
@@ -24,6 +24,13 @@ const EVENTS_PER_STEP: usize = 256;
 const SHARES_PER_STEP: usize = 2048;
 /// Lines read in a step, shares or not: who talks without end may not keep the answers of others waiting.
 const LINES_PER_STEP: u64 = 4096;
+/// Places of the FIFO released in a step: a write each at worst.
+const ANSWERS_PER_STEP: usize = 4096;
+/// Bytes of replies that may wait behind shares in flight; above it net stops reading.
+const TEXT_BYTES_MAX: usize = 4 << 20;
+/// The last word to a connection that is closed for its refusals.
+const TOO_MANY_REFUSED: &[u8] =
+    b"{\"id\":null,\"method\":\"client.show_message\",\"params\":[\"closed: too many refused shares or lines a second\"]}\n";
 /// Connections that a new job is sent to in a step: answers go first.
 const BROADCASTS_PER_STEP: usize = 32;
 /// Connections whose deadlines are looked at in one housekeeping.
@@ -78,6 +85,8 @@ pub struct NetPorts {
     pub next_session: Arc<AtomicU32>,
     /// Decremented when this stage is drained.
     pub nets_running: Arc<AtomicUsize>,
+    /// Set by the log stage while the log is full. A new session needs a record there; were it let in, records without room would stop the reading of all.
+    pub log_full: Arc<AtomicBool>,
 }
 
 struct Connection {
@@ -86,10 +95,15 @@ struct Connection {
     /// Bytes of an unfinished line, or what could not be taken for want of room.
     partial: Vec<u8>,
     opened_us: u64,
-    /// Entries of the FIFO that are this connection's.
+    /// Places of the FIFO that are this connection's.
     in_flight: u32,
-    refused_in_second: u32,
-    refused_second: u64,
+    /// Those of them that are replies.
+    texts: u32,
+    /// The second that is being counted, and what was answered in it and in the one before.
+    second: u64,
+    refused: u32,
+    accepted: u32,
+    accepted_before: u32,
 }
 
 /// One place in the FIFO: a share that waits for its verdict, or a reply that waits for its turn.
@@ -162,7 +176,9 @@ pub struct Net<D, C> {
     clock: C,
     state: State,
     stalled: Option<Slot>,
-    broadcast_next: Option<usize>,
+    /// Where the broadcast of the newest job goes on, and how many connections it has still to look at.
+    broadcast_at: usize,
+    broadcast_left: usize,
     deadline_next: usize,
     /// Connections closed because they did not authorize in time.
     closed_late: u64,
@@ -184,6 +200,9 @@ struct State {
     open: usize,
     fifo: Fifo,
     texts: VecDeque<Box<[u8]>>,
+    text_bytes: usize,
+    /// As of the last look at `NetPorts::log_full`.
+    log_full: bool,
     /// Submits of this step by lane, published once.
     staged: Vec<Vec<Submit>>,
     /// Replies of the connection at hand that may leave at once.
@@ -191,7 +210,7 @@ struct State {
     /// Reply of the line at hand.
     line_out: Vec<u8>,
     counts: NetCounts,
-    /// Connections for which no extranonce1 was free.
+    /// Connections refused while the log was full, or for which no extranonce1 was free.
     refused_here: u64,
     seed: u64,
 }
@@ -230,6 +249,8 @@ impl<D: Driver, C: Clock> Net<D, C> {
                 open: 0,
                 fifo: Fifo::new(),
                 texts: VecDeque::new(),
+                text_bytes: 0,
+                log_full: false,
                 staged: (0..lanes).map(|_| Vec::with_capacity(IN_FLIGHT)).collect(),
                 out: Vec::with_capacity(64 * 1024),
                 line_out: Vec::with_capacity(16 * 1024),
@@ -238,7 +259,8 @@ impl<D: Driver, C: Clock> Net<D, C> {
                 seed,
             },
             stalled: None,
-            broadcast_next: None,
+            broadcast_at: 0,
+            broadcast_left: 0,
             deadline_next: 0,
             closed_late: 0,
             answered: Box::new([Answer { in_flight: 0, status: 0, spare: [0; 3] }; 512]),
@@ -259,24 +281,32 @@ impl<D: Driver, C: Clock> Net<D, C> {
             }
         }
         let mut worked = false;
-        while let Some(place) = self.state.fifo.pop() {
+        for _ in 0..ANSWERS_PER_STEP {
+            let Some(place) = self.state.fifo.pop() else { break };
             worked = true;
             let text = if place.state == TEXT { self.state.texts.pop_front() } else { None };
+            self.state.text_bytes -= text.as_ref().map_or(0, |text| text.len());
             if place.state != TEXT {
                 self.state.count_answer(place.state);
             }
             let Some(connection) = self.state.connection_of(&place) else { continue };
             connection.in_flight -= 1;
             match text {
-                Some(text) => self.driver.reply(place.slot, &text),
+                Some(text) => {
+                    connection.texts -= 1;
+                    self.driver.reply(place.slot, &text);
+                }
                 None => {
                     let status = ShareStatus::from_u8(place.state).unwrap_or(ShareStatus::Overload);
                     self.state.line_out.clear();
                     v1::answer(&mut self.state.line_out, &place.id, status);
                     self.driver.reply(place.slot, &self.state.line_out);
                     self.arrivals.push(place.arrival_us);
-                    if status != ShareStatus::Accepted && self.state.refused_too_often(place.slot, place.arrival_us) {
-                        self.close_with_word(place.slot, "closed: too many refused shares a second");
+                    // What the server refuses to protect itself is not held against the miner.
+                    if status == ShareStatus::Accepted {
+                        self.state.accepted_one(place.slot, place.arrival_us);
+                    } else if status != ShareStatus::Overload && self.state.refused_too_often(place.slot, place.arrival_us) {
+                        self.close_for_refusals(place.slot);
                     }
                 }
             }
@@ -296,7 +326,7 @@ impl<D: Driver, C: Clock> Net<D, C> {
         while let Some(job) = self.state.ports.jobs.pop() {
             // What falls out of the book is not freed here: chain holds a reference until every stage has let go.
             drop(self.state.jobs.publish(job));
-            self.broadcast_next = Some(0);
+            self.broadcast_left = self.state.connections.len();
             worked = true;
         }
         if worked {
@@ -305,26 +335,37 @@ impl<D: Driver, C: Clock> Net<D, C> {
         worked
     }
 
+    /// Sends the newest job on. Where a reply waits behind shares in flight the job queues behind it, or an older job in that reply would come last.
     fn broadcast(&mut self) -> bool {
-        let Some(mut at) = self.broadcast_next else { return false };
+        if self.broadcast_left == 0 {
+            return false;
+        }
         let now_us = self.clock.now_us();
         let mut sent = 0;
-        while at < self.state.connections.len() && sent < BROADCASTS_PER_STEP {
+        while self.broadcast_left > 0 && sent < BROADCASTS_PER_STEP && self.state.fifo.room() > 0 {
+            let at = self.broadcast_at % self.state.connections.len();
+            self.broadcast_at = at + 1;
+            self.broadcast_left -= 1;
             if self.state.notify(at, now_us) {
-                self.driver.reply(at as Slot, &self.state.line_out);
                 sent += 1;
+                if self.state.connections[at].as_ref().is_some_and(|connection| connection.texts > 0) {
+                    self.state.reply(at as Slot);
+                } else {
+                    self.driver.reply(at as Slot, &self.state.line_out);
+                }
             }
-            at += 1;
         }
         self.driver.flush();
-        self.broadcast_next = (at < self.state.connections.len()).then_some(at);
-        true
+        sent > 0
     }
 
     /// Reads sockets until there is no room, nothing to read, or the step's budget is spent.
     fn read(&mut self) -> Regime {
         let now_us = self.clock.now_us();
         let mut worked = false;
+        if self.stalled.is_some() && self.state.credits() == 0 {
+            return Regime::Backpressure;
+        }
         if let Some(slot) = self.stalled {
             let before = self.state.counts.line_received;
             let taken = self.state.take_bytes(slot, &[], now_us);
@@ -392,10 +433,9 @@ impl<D: Driver, C: Clock> Net<D, C> {
         }
     }
 
-    fn close_with_word(&mut self, slot: Slot, word: &str) {
+    fn close_for_refusals(&mut self, slot: Slot) {
         self.state.counts.connection_closed_refusals += 1;
-        let line = format!("{{\"id\":null,\"method\":\"client.show_message\",\"params\":[\"{word}\"]}}\n");
-        self.driver.reply(slot, line.as_bytes());
+        self.driver.reply(slot, TOO_MANY_REFUSED);
         self.driver.close(slot);
         self.state.close(slot);
         if self.stalled == Some(slot) {
@@ -443,9 +483,14 @@ impl Histograms {
 impl State {
     /// Lines that can be taken now: each needs a place, a submit in the fullest lane and a dimension record.
     fn credits(&self) -> usize {
+        if self.text_bytes > TEXT_BYTES_MAX {
+            return 0;
+        }
         let lanes =
             self.ports.submits.iter().zip(&self.staged).map(|(ring, staged)| ring.room().saturating_sub(staged.len())).min().unwrap_or(0);
-        lanes.min(self.fifo.room()).min(self.ports.names.room() / NAMES_PER_LINE)
+        // With a full log no record is taken: who needs one is closed, the others get their answers.
+        let names = if self.log_full { usize::MAX } else { self.ports.names.room() / NAMES_PER_LINE };
+        lanes.min(self.fifo.room()).min(names)
     }
 
     fn staged_shares(&self) -> usize {
@@ -472,6 +517,11 @@ impl State {
             self.connections.push(None);
             self.generations.push(0);
         }
+        // Relaxed: a hint, a pass more or less does not matter.
+        if self.ports.log_full.load(Ordering::Relaxed) {
+            self.refused_here += 1;
+            return false;
+        }
         let Some(extranonce1) = self.extranonces.allocate() else {
             self.refused_here += 1;
             return false;
@@ -485,8 +535,11 @@ impl State {
             partial: Vec::new(),
             opened_us: now_us,
             in_flight: 0,
-            refused_in_second: 0,
-            refused_second: 0,
+            texts: 0,
+            second: 0,
+            refused: 0,
+            accepted: 0,
+            accepted_before: 0,
         }));
         self.open += 1;
         self.counts.connection_accepted += 1;
@@ -518,17 +571,31 @@ impl State {
         } += 1;
     }
 
-    /// Books one refusal of a connection; true when it is over its limit for the second.
+    fn connection_in_second(&mut self, slot: Slot, now_us: u64) -> Option<&mut Connection> {
+        let connection = self.connections.get_mut(slot as usize).and_then(Option::as_deref_mut)?;
+        let second = now_us / 1_000_000;
+        if connection.second != second {
+            connection.accepted_before = if connection.second + 1 == second { connection.accepted } else { 0 };
+            connection.second = second;
+            connection.accepted = 0;
+            connection.refused = 0;
+        }
+        Some(connection)
+    }
+
+    fn accepted_one(&mut self, slot: Slot, now_us: u64) {
+        if let Some(connection) = self.connection_in_second(slot, now_us) {
+            connection.accepted += 1;
+        }
+    }
+
+    /// Books one refusal of a connection; true when it is over its limit for the second. A connection may be refused as much as it was credited of late: a
+    /// proxy with thousands of shares in flight has as many stale ones when a block comes.
     fn refused_too_often(&mut self, slot: Slot, now_us: u64) -> bool {
         let limit = self.settings.refused_per_s;
-        let Some(connection) = self.connections.get_mut(slot as usize).and_then(Option::as_deref_mut) else { return false };
-        let second = now_us / 1_000_000;
-        if connection.refused_second != second {
-            connection.refused_second = second;
-            connection.refused_in_second = 0;
-        }
-        connection.refused_in_second += 1;
-        connection.refused_in_second > limit
+        let Some(connection) = self.connection_in_second(slot, now_us) else { return false };
+        connection.refused += 1;
+        connection.refused > limit.max(connection.accepted.saturating_add(connection.accepted_before))
     }
 
     /// Writes the newest job for a connection into `line_out`; false when there is nothing to send.
@@ -549,17 +616,18 @@ impl State {
         self.counts.byte_received += bytes.len() as u64;
         if connection.partial.is_empty() {
             let (taken, used) = self.take_lines(slot, bytes, now_us);
-            self.keep(slot, taken, &bytes[used..])
+            self.keep(slot, taken, bytes[used..].to_vec())
         } else {
             let mut held = std::mem::take(&mut connection.partial);
             held.extend_from_slice(bytes);
             let (taken, used) = self.take_lines(slot, &held, now_us);
-            self.keep(slot, taken, &held[used..])
+            held.drain(..used);
+            self.keep(slot, taken, held)
         }
     }
 
     /// Keeps what is left for the next bytes; refuses a line that grows over the limit.
-    fn keep(&mut self, slot: Slot, taken: Taken, rest: &[u8]) -> Taken {
+    fn keep(&mut self, slot: Slot, taken: Taken, rest: Vec<u8>) -> Taken {
         if taken == Taken::Close || rest.is_empty() {
             return taken;
         }
@@ -568,7 +636,7 @@ impl State {
             return Taken::Close;
         }
         if let Some(connection) = self.connections.get_mut(slot as usize).and_then(Option::as_deref_mut) {
-            connection.partial = rest.to_vec();
+            connection.partial = rest;
         }
         taken
     }
@@ -621,11 +689,20 @@ impl State {
                 self.counts.line_refused += 1;
                 if self.refused_too_often(slot, now_us) {
                     self.counts.connection_closed_refusals += 1;
+                    self.out.extend_from_slice(TOO_MANY_REFUSED);
                     return false;
                 }
             }
-            v1::Event::Subscribed(record) => self.name(Dimension::session(&record)),
-            v1::Event::Authorized(record) => self.name(Dimension::worker(&record)),
+            v1::Event::Subscribed(record) => {
+                if !self.name(Dimension::session(&record)) {
+                    return false;
+                }
+            }
+            v1::Event::Authorized(record) => {
+                if !self.name(Dimension::worker(&record)) {
+                    return false;
+                }
+            }
             v1::Event::Close(_) => {
                 self.reply(slot);
                 return false;
@@ -635,11 +712,13 @@ impl State {
         true
     }
 
-    fn name(&mut self, record: Result<Dimension, otedama_primitives::DimensionTooLong>) {
+    /// Sends a record to the log; false when the log is full and cannot take it, so that the session or worker must not go on.
+    fn name(&mut self, record: Result<Dimension, otedama_primitives::DimensionTooLong>) -> bool {
         match record {
             Ok(record) => {
                 let pushed = self.ports.names.push(record);
-                assert!(pushed.is_ok(), "no line is taken without room for its record");
+                assert!(pushed.is_ok() || self.log_full, "no line is taken without room for its record");
+                pushed.is_ok()
             }
             Err(error) => unreachable!("names and agents are cut to fit: {error}"),
         }
@@ -657,6 +736,8 @@ impl State {
             return;
         }
         connection.in_flight += 1;
+        connection.texts += 1;
+        self.text_bytes += self.line_out.len();
         self.texts.push_back(self.line_out.as_slice().into());
         self.fifo.push(Place { arrival_us: 0, slot, generation: self.generations[at], id: IdToken::NULL, state: TEXT });
     }
@@ -698,6 +779,8 @@ impl<D: Driver, C: Clock> Stage for Net<D, C> {
 
     fn housekeeping(&mut self) {
         self.check_deadlines();
+        // Relaxed: a state that the log publishes.
+        self.state.log_full = self.state.ports.log_full.load(Ordering::Relaxed);
         let counts = &mut self.state.counts;
         counts.connection_refused = self.state.refused_here + self.driver.refused();
         counts.connection_closed_slow = self.closed_late + self.driver.closed_slow();
@@ -722,6 +805,10 @@ impl<D: Driver, C: Clock> Stage for Net<D, C> {
 
     fn wait(&mut self, timeout: Duration) -> bool {
         self.driver.poll(timeout).is_ok()
+    }
+
+    fn can_wait(&self) -> bool {
+        true
     }
 
     fn expects_answers(&self) -> bool {

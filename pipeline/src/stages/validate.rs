@@ -172,6 +172,18 @@ impl Validate {
             let Some(job) = self.jobs[index].take() else {
                 unreachable!("a share is queued for hashing only with its job at hand");
             };
+            if job.id.counter() != counter {
+                // Jobs came in a storm while this pass looked for another: the table has gone to a newer job.
+                self.jobs[index] = Some(job);
+                rest.retain(|&at| {
+                    let same = self.taken[usize::from(at)].job == counter;
+                    if same {
+                        self.found[usize::from(at)].status = ShareStatus::Stale as u8;
+                    }
+                    !same
+                });
+                continue;
+            }
             let mut lanes = [0u16; BATCH];
             let mut filled = 0;
             rest.retain(|&at| {
