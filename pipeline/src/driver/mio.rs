@@ -490,6 +490,80 @@ impl Driver for MioDriver {
 mod tests {
     use super::*;
 
+    fn driver() -> (MioDriver, std::net::SocketAddr) {
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = socket.local_addr().expect("bound");
+        let listener = Listener::new(vec![socket], 1).expect("non-blocking");
+        (MioDriver::new(&listener, 0, MioSettings::default()).expect("epoll"), address)
+    }
+
+    /// The next event, waited for.
+    fn next(driver: &mut MioDriver) -> Event {
+        for _ in 0..500 {
+            if let Some(event) = driver.event() {
+                return event;
+            }
+            driver.poll(Duration::from_millis(10)).expect("poll");
+        }
+        panic!("no event within five seconds");
+    }
+
+    #[test]
+    fn a_reply_never_reaches_the_next_tenant_of_a_slot() {
+        let (mut driver, address) = driver();
+        let mut leaving = std::net::TcpStream::connect(address).expect("connects");
+        leaving.write_all(b"hello").expect("sends");
+        leaving.shutdown(std::net::Shutdown::Write).expect("half closes");
+        let Event::Opened { slot, .. } = next(&mut driver) else { panic!("a connection opens first") };
+        assert_eq!(next(&mut driver), Event::Bytes { slot });
+        assert_eq!(driver.bytes(), b"hello");
+        driver.reply(slot, b"for the one who leaves");
+        // The next one is in the queue before the first is seen to have gone, all in one pass.
+        let mut coming = std::net::TcpStream::connect(address).expect("connects");
+        assert_eq!(next(&mut driver), Event::Closed { slot });
+        let Event::Opened { slot: second, .. } = next(&mut driver) else { panic!("the second connection opens") };
+        assert_eq!(second, slot, "the slot is reused at once");
+        driver.reply(second, b"for the one who comes");
+        driver.flush();
+        driver.close(second);
+        let (mut first_read, mut second_read) = (String::new(), String::new());
+        leaving.read_to_string(&mut first_read).expect("reads");
+        coming.read_to_string(&mut second_read).expect("reads");
+        assert_eq!((first_read.as_str(), second_read.as_str()), ("for the one who leaves", "for the one who comes"));
+    }
+
+    #[test]
+    fn a_reader_too_slow_for_its_backlog_is_closed_and_a_slow_one_gets_everything() {
+        let (mut driver, address) = driver();
+        let mut peer = std::net::TcpStream::connect(address).expect("connects");
+        let Event::Opened { slot, .. } = next(&mut driver) else { panic!("a connection opens first") };
+        // More than socket buffers hold, in one go: the rest waits in the backlog and leaves as the peer reads.
+        let sent: Vec<u8> = (0..u32::MAX).map(|n| n as u8).take(BACKLOG_BYTES_MAX).collect();
+        let mut written = 0;
+        while driver.connections[slot as usize].backlog.is_empty() {
+            driver.reply(slot, &sent[..4096]);
+            driver.flush();
+            written += 4096;
+        }
+        let mut got = vec![0u8; written];
+        let reader = std::thread::spawn(move || peer.read_exact(&mut got).map(|()| (peer, got)));
+        while !driver.connections[slot as usize].backlog.is_empty() {
+            driver.poll(Duration::from_millis(10)).expect("poll");
+            assert_eq!(driver.event(), None);
+        }
+        let (_peer, got) = reader.join().expect("no panic").expect("everything arrives");
+        assert!(got.chunks(4096).all(|chunk| chunk == &sent[..4096]), "in order, nothing lost");
+        // Now nobody reads: the backlog has a bound.
+        let mut rounds = 0;
+        while driver.closed_slow() == 0 {
+            driver.reply(slot, &sent[..4096]);
+            driver.flush();
+            rounds += 1;
+            assert!(rounds < 100_000, "the backlog has no bound");
+        }
+        assert_eq!(next(&mut driver), Event::Closed { slot });
+    }
+
     #[test]
     fn an_address_block_holds_its_ends_and_not_their_neighbours() {
         for (block, bits, inside, outside) in [
