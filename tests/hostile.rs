@@ -450,10 +450,12 @@ fn a_full_log_refuses_shares_and_says_so() {
     // Who is in is told; who comes now is not let in, however many they are: their records would have no place.
     let share = miner.mine();
     assert_eq!(miner.submit_at_once(&[share]), [OTHER]);
-    for _ in 0..3000 {
-        let mut wire = Wire::connect(server.stratum);
-        wire.offer("{\"id\":1,\"method\":\"mining.subscribe\",\"params\":[]}\n{\"id\":2,\"method\":\"mining.authorize\",\"params\":[\"late\",\"\"]}\n");
-        wire.wait_for_close();
+    for _ in 0..6 {
+        let mut wires: Vec<Wire> = (0..500).map(|_| Wire::connect(server.stratum)).collect();
+        for wire in &mut wires {
+            wire.offer("{\"id\":1,\"method\":\"mining.subscribe\",\"params\":[]}\n{\"id\":2,\"method\":\"mining.authorize\",\"params\":[\"late\",\"\"]}\n");
+        }
+        wires.iter_mut().for_each(Wire::wait_for_close);
     }
     let again = miner.mine();
     assert_eq!(miner.submit_at_once(&[again]), [OTHER], "those who are in are still answered");
