@@ -188,14 +188,17 @@ fn accepted(server: &Server) -> u64 {
     server.stats()["blocks"]["accepted"].as_u64().expect("a count")
 }
 
-/// Waits for `blocks` more of them while the load goes on.
+/// Waits for `blocks` of them while the load goes on, as long as there is progress.
 fn until_accepted(server: &Server, blocks: u64) {
-    let mut now = 0;
-    let reached = eventually(|| {
-        now = accepted(server);
-        now >= blocks
-    });
-    assert!(reached, "{now} of {blocks} blocks after {PATIENCE:?}: {}", server.stats());
+    let mut now = accepted(server);
+    while now < blocks {
+        let before = now;
+        let has_more = eventually(|| {
+            now = accepted(server);
+            now > before
+        });
+        assert!(has_more, "{now} of {blocks} blocks, and none for {PATIENCE:?}: {}", server.stats());
+    }
 }
 
 /// Rows flagged as block candidates, and those of them whose ring was full.
