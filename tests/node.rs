@@ -237,7 +237,9 @@ fn node_every_block_of_the_pool_is_in_cores_chain_and_every_candidate_in_the_log
     let site = Site::new(config(&[node.url()], "user = \"pool\"\npassword = \"pass word\"\n"));
     let server = site.serve();
     let began = Instant::now();
-    let load = Load::start(&site, server.stratum, 0.0);
+    // Every second hash is a candidate here. As many as the farm can make would keep the control core busy with writing down thousands of superseded ones
+    // for each block; 10,000 a second still overflow the candidate ring.
+    let load = Load::start(&site, server.stratum, 20_000.0);
     let wanted = size(100, 1000);
     until_accepted(&server, wanted / 2);
     let memory_half = memory_kib(server.pid(), "RssAnon");
