@@ -435,13 +435,14 @@ fn a_full_log_refuses_shares_and_says_so() {
     let config = Config { max_bytes: "64 MiB", clickhouse: "http://127.0.0.1:9".into(), difficulty: 2.4e-10, ..Config::default() };
     let site = Site::new(config);
     let mut server = site.serve();
+    // Before the farm fills the log: afterwards nobody is let in.
+    let mut miner = Miner::connect(server.stratum);
     let mut farm = FarmConfig::new(server.stratum);
     farm.connections = 16;
     farm.behaviour.depth = 64;
     farm.ledger = LedgerSink::File(site.ledger());
     let stop = Arc::new(AtomicBool::new(false));
     let farm = Farm::start(farm, stop.clone()).expect("farm");
-    let mut miner = Miner::connect(server.stratum);
     let overload = || server.stats()["shares"]["rejected"]["overload"].as_u64().expect("a count");
     assert!(eventually(|| overload() > 1000), "the log never fills: {}", server.stats());
     let (status, body) = server.get("/health");
