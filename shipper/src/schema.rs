@@ -77,7 +77,11 @@ pub const SHARES: Table = Table {
         column("job", "UInt64", "Job: instance 8 bits, boot epoch 24, counter 32; 0 when the job named is unknown"),
         column("coin", COIN_TYPE, "Coin of the job"),
         column("status", STATUS_TYPE, "Verdict; only accepted rows are credited"),
-        column("flags", "UInt8", "1 block candidate, 2 late: a newer job of the same parent had been sent, 4 judged in the grace after a retarget, 8 the candidate reached the node by way of the log, as its ring was full"),
+        column(
+            "flags",
+            "UInt8",
+            "1 block candidate, 2 late: a newer job of the same parent had been sent, 4 judged in the grace after a retarget, 8 the candidate reached the node by way of the log, as its ring was full",
+        ),
         column("work", WORK, "Expected hashes it was judged at, exact; credited where accepted"),
         coded("share_difficulty", "Float32", "NONE", "Difficulty of the hash, for display; 0 where nothing was hashed"),
         coded("nonce", "UInt32", "NONE", "Header nonce"),
