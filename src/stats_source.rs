@@ -48,7 +48,7 @@ pub struct PoolStats {
     live: Mutex<Live>,
 }
 
-/// What changes as it is read; the stats thread alone takes this lock.
+/// What changes as it is read; the stats and control threads take this lock.
 struct Live {
     latency: Histogram<u64>,
     rings: Vec<(Rx<Latencies>, Tx<Latencies>)>,
@@ -119,6 +119,11 @@ impl PoolStats {
         self.shipper.clone()
     }
 
+    /// Takes the latency histograms in; once a second, or the nets would go on counting in the ones they have until somebody asks.
+    pub fn collect(&self) {
+        lock(&self.live).take_histograms();
+    }
+
     /// Says on `/health` that the pool is going down.
     pub fn set_draining(&self) {
         self.draining.store(true, Ordering::Relaxed);
@@ -161,7 +166,7 @@ impl PoolStats {
 }
 
 impl Live {
-    fn read(&mut self, stages: &[StageInfo]) -> Latency {
+    fn take_histograms(&mut self) {
         for (full, empty) in &mut self.rings {
             while let Some(mut histogram) = full.pop() {
                 // Same bounds on both sides, so adding cannot fail.
@@ -174,6 +179,10 @@ impl Live {
             full.publish();
             empty.publish();
         }
+    }
+
+    fn read(&mut self, stages: &[StageInfo]) -> Latency {
+        self.take_histograms();
         let elapsed = self.window_from.elapsed();
         if elapsed >= WINDOW {
             let now: Vec<_> = stages.iter().map(|stage| stage.regimes.read()).collect();

@@ -34,6 +34,8 @@ pub const JOURNAL_FILE_BYTES: u64 = 32 << 20;
 const SEAL_ALONE_MS: u64 = 600_000;
 /// How often the control core looks at block candidates and duplicate tables.
 const CONTROL_TICK: Duration = Duration::from_millis(1);
+/// Candidates taken from the log in one tick.
+const FLAGGED_PER_TICK: usize = 512;
 /// A lane whose newest duplicate table has grown by this since a new job was asked for asks again.
 const ASK_AGAIN_AFTER: u64 = 8192;
 /// How often the sealer looks at the journal when it has caught up.
@@ -312,6 +314,7 @@ impl Pool {
                 commands,
                 stop: stop_chain.clone(),
                 job_owed,
+                pool_stats: stats.clone(),
                 validate_metrics: ends.validate_metrics,
                 asked_at: vec![0; cores.validate.len()],
                 from_log: CandidatesFromLog::new(config.log.dir.clone(), desk, registry),
@@ -432,6 +435,7 @@ struct ShareWatch {
     flagged_rows: mpsc::UnboundedReceiver<LoggedRow>,
     /// Set while a job could not be recorded, and so is owed to the miners.
     job_owed: Arc<AtomicBool>,
+    pool_stats: Arc<PoolStats>,
 }
 
 impl ShareWatch {
@@ -445,7 +449,9 @@ impl ShareWatch {
             }
             ring.publish();
         }
-        while let Ok(row) = self.flagged_rows.try_recv() {
+        // Bounded, as the chain task shares this thread; at the last look everything is taken.
+        for _ in 0..if is_last { usize::MAX } else { FLAGGED_PER_TICK } {
+            let Ok(row) = self.flagged_rows.try_recv() else { break };
             if let Some(candidate) = self.from_log.rebuild(&row) {
                 let _ = self.candidates.send(candidate);
             }
@@ -465,8 +471,9 @@ impl ShareWatch {
         }
     }
 
-    /// Asks again for a job that could not be recorded.
+    /// Once a second: latencies are taken in, and a job that could not be recorded is asked for again.
     fn slow_tick(&mut self) {
+        self.pool_stats.collect();
         if self.job_owed.load(Ordering::Relaxed) {
             let _ = self.commands.send(Command::NewJobWanted);
         }

@@ -26,6 +26,10 @@ const JOBS_KEPT: usize = 256;
 const PARENTS_KEPT: usize = 64;
 /// Candidates that wait beside the one that was submitted.
 const WAITING_MAX: usize = 1_024;
+/// Late candidates written down in one turn of the task.
+const LATE_PER_TURN: usize = 64;
+/// Late candidates that may wait, about 130 bytes each; above it they are written down between the others.
+const LATE_MAX: usize = 1 << 18;
 /// Hashes remembered so that a candidate that arrives twice (by ring and from the log) counts once.
 const SEEN_KEPT: usize = 8_192;
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
@@ -137,7 +141,7 @@ pub async fn run<N: NodeRpc, S: ChainSink, C: Clock>(
         let wake = driver.next_wake();
         tokio::select! {
             candidate = candidates.recv(), if candidates_open => match candidate {
-                Some(candidate) => driver.on_candidate(candidate).await,
+                Some(candidate) => driver.take(candidate).await,
                 None => candidates_open = false,
             },
             Some(event) = events.recv() => driver.on_event(event),
@@ -156,12 +160,18 @@ pub async fn run<N: NodeRpc, S: ChainSink, C: Clock>(
                 Some(Command::Stop) | None => break,
             },
             () = tokio::time::sleep_until(wake) => driver.on_time(),
+            () = tokio::task::yield_now(), if !driver.late.is_empty() => {}
+        }
+        // Books can wait, blocks cannot: those of decided parents are kept while no candidate is at the door.
+        if candidates.is_empty() || driver.late.len() > LATE_MAX {
+            driver.keep_books(LATE_PER_TURN).await;
         }
         driver.reap();
     }
     while let Ok(candidate) = candidates.try_recv() {
-        driver.on_candidate(candidate).await;
+        driver.take(candidate).await;
     }
+    driver.keep_books(usize::MAX).await;
     let deadline = Instant::now() + STOP_WAIT;
     while driver.blocks_on_their_way() {
         match tokio::time::timeout_at(deadline, events.recv()).await {
@@ -260,6 +270,8 @@ struct Driver<N, S, C> {
     jobs: VecDeque<KnownJob>,
     parents: HashMap<Hash256, Parent>,
     parents_order: VecDeque<Hash256>,
+    /// Candidates on parents that are decided: nothing is to be done but the books.
+    late: VecDeque<BlockCandidate>,
     seen: HashSet<Hash256>,
     seen_order: VecDeque<Hash256>,
     jitter: u64,
@@ -305,6 +317,7 @@ impl<N: NodeRpc, S: ChainSink, C: Clock> Driver<N, S, C> {
             jobs: VecDeque::new(),
             parents: HashMap::new(),
             parents_order: VecDeque::new(),
+            late: VecDeque::new(),
             seen: HashSet::new(),
             seen_order: VecDeque::new(),
             jitter,
@@ -658,6 +671,26 @@ impl<N: NodeRpc, S: ChainSink, C: Clock> Driver<N, S, C> {
             self.stats.set_error(one_line(&error));
         }
         self.refresh_at = refresh_at;
+    }
+
+    /// Takes a candidate in. One on a parent that already has its block only wants to be written down, which may wait: on a network where every other hash is
+    /// a block, tens of thousands a second of them must not stand before the first on a new parent.
+    async fn take(&mut self, candidate: BlockCandidate) {
+        let known = self.jobs.iter().rev().find(|known| known.job.id == candidate.job);
+        let decided = known.is_some_and(|known| self.parents.get(&known.job.prev_hash).is_some_and(|parent| parent.taken.is_some()));
+        if decided {
+            self.late.push_back(candidate);
+        } else {
+            self.on_candidate(candidate).await;
+        }
+    }
+
+    /// Writes down up to `count` of the late candidates.
+    async fn keep_books(&mut self, count: usize) {
+        for _ in 0..count {
+            let Some(candidate) = self.late.pop_front() else { return };
+            self.on_candidate(candidate).await;
+        }
     }
 
     async fn on_candidate(&mut self, candidate: BlockCandidate) {
