@@ -6,7 +6,8 @@
 //!
 //! Servers from 24.8 on recognise a repeated insert by its token, on `shares` and on every table that a view fills from it; the probe refuses to ship where they would not.
 //! Older ones (Debian's 18.16) know no tokens: there the identity is the query id, and before a retry the shipper waits until the query has gone from `system.processes`
-//! and counts the segment's rows. What that cannot promise, `reconcile` finds.
+//! and counts the segment's rows. What that cannot promise, `reconcile` finds. Such a server that is killed between the part of `shares` and those of its views
+//! has the rows and lacks their sums: there the roll-ups are to be made again from `shares` (DROP and `INSERT ... SELECT`), and only `shares` is held against the log.
 #![forbid(unsafe_code)]
 
 mod dimension;
