@@ -21,14 +21,14 @@ use tokio::time::Instant;
 /// Jobs whose template is kept for a block; more than ever are live on the share path.
 const TEMPLATES_KEPT: usize = 16;
 /// Jobs that a late candidate can still be matched with.
-const JOBS_KEPT: usize = 256;
+const JOBS_KEPT: usize = 4_096;
 /// Parents whose fate is remembered.
-const PARENTS_KEPT: usize = 64;
+const PARENTS_KEPT: usize = 4_096;
 /// Candidates that wait beside the one that was submitted.
 const WAITING_MAX: usize = 1_024;
 /// Late candidates written down in one turn of the task.
 const LATE_PER_TURN: usize = 64;
-/// Late candidates that may wait, about 130 bytes each; above it they are written down between the others.
+/// Late candidates that may wait, about 250 bytes each; above it they are written down between the others.
 const LATE_MAX: usize = 1 << 18;
 /// Hashes remembered so that a candidate that arrives twice (by ring and from the log) counts once.
 const SEEN_KEPT: usize = 8_192;
@@ -164,14 +164,14 @@ pub async fn run<N: NodeRpc, S: ChainSink, C: Clock>(
         }
         // Books can wait, blocks cannot: those of decided parents are kept while no candidate is at the door.
         if candidates.is_empty() || driver.late.len() > LATE_MAX {
-            driver.keep_books(LATE_PER_TURN).await;
+            driver.keep_books(LATE_PER_TURN);
         }
         driver.reap();
     }
     while let Ok(candidate) = candidates.try_recv() {
         driver.take(candidate).await;
     }
-    driver.keep_books(usize::MAX).await;
+    driver.keep_books(usize::MAX);
     let deadline = Instant::now() + STOP_WAIT;
     while driver.blocks_on_their_way() {
         match tokio::time::timeout_at(deadline, events.recv()).await {
@@ -235,6 +235,15 @@ struct Waiting {
     value_sat: u64,
 }
 
+/// A candidate that came after its parent was decided, with all that is to be written of it.
+#[derive(Debug)]
+struct Late {
+    candidate: BlockCandidate,
+    height: u32,
+    value_sat: u64,
+    by: String,
+}
+
 /// What became of the blocks on one parent.
 #[derive(Debug, Default)]
 struct Parent {
@@ -271,7 +280,7 @@ struct Driver<N, S, C> {
     parents: HashMap<Hash256, Parent>,
     parents_order: VecDeque<Hash256>,
     /// Candidates on parents that are decided: nothing is to be done but the books.
-    late: VecDeque<BlockCandidate>,
+    late: VecDeque<Late>,
     seen: HashSet<Hash256>,
     seen_order: VecDeque<Hash256>,
     jitter: u64,
@@ -676,33 +685,41 @@ impl<N: NodeRpc, S: ChainSink, C: Clock> Driver<N, S, C> {
     /// Takes a candidate in. One on a parent that already has its block only wants to be written down, which may wait: on a network where every other hash is
     /// a block, tens of thousands a second of them must not stand before the first on a new parent.
     async fn take(&mut self, candidate: BlockCandidate) {
-        let known = self.jobs.iter().rev().find(|known| known.job.id == candidate.job);
-        let decided = known.is_some_and(|known| self.parents.get(&known.job.prev_hash).is_some_and(|parent| parent.taken.is_some()));
-        if decided {
-            self.late.push_back(candidate);
-        } else {
-            self.on_candidate(candidate).await;
-        }
-    }
-
-    /// Writes down up to `count` of the late candidates.
-    async fn keep_books(&mut self, count: usize) {
-        for _ in 0..count {
-            let Some(candidate) = self.late.pop_front() else { return };
-            self.on_candidate(candidate).await;
-        }
-    }
-
-    async fn on_candidate(&mut self, candidate: BlockCandidate) {
-        if !self.seen.insert(candidate.hash) {
+        if !self.is_new(candidate.hash) {
             return;
         }
-        self.seen_order.push_back(candidate.hash);
+        let known = self.jobs.iter().rev().find(|known| known.job.id == candidate.job);
+        let decided = known.and_then(|known| Some((known, self.parents.get(&known.job.prev_hash)?.taken.clone()?)));
+        match decided {
+            Some((known, by)) => self.late.push_back(Late { candidate, height: known.job.height, value_sat: known.value_sat, by }),
+            None => self.on_candidate(candidate).await,
+        }
+    }
+
+    /// True once for every hash: a candidate may come by ring and from the log.
+    fn is_new(&mut self, hash: Hash256) -> bool {
+        if !self.seen.insert(hash) {
+            return false;
+        }
+        self.seen_order.push_back(hash);
         if self.seen_order.len() > SEEN_KEPT
             && let Some(oldest) = self.seen_order.pop_front()
         {
             self.seen.remove(&oldest);
         }
+        true
+    }
+
+    /// Writes down up to `count` of the late candidates.
+    fn keep_books(&mut self, count: usize) {
+        for _ in 0..count {
+            let Some(late) = self.late.pop_front() else { return };
+            self.tell(&late.candidate, late.height, late.value_sat, BlockStatus::Found, String::new());
+            self.tell(&late.candidate, late.height, late.value_sat, BlockStatus::Superseded, late.by);
+        }
+    }
+
+    async fn on_candidate(&mut self, candidate: BlockCandidate) {
         let known = self.jobs.iter().rev().find(|known| known.job.id == candidate.job);
         let Some(waiting) = known.map(|known| Waiting {
             candidate,

@@ -144,15 +144,15 @@ pub fn get_json(address: SocketAddr, path: &str) -> Result<Value, Failure> {
     serde_json::from_str(body).map_err(|error| failed(error.to_string()))
 }
 
-/// Resident bytes of a process.
+/// Resident bytes of a process without mapped files: RssAnon.
 pub fn resident_bytes(pid: u32) -> Result<u64, Failure> {
     let path = format!("/proc/{pid}/status");
     let text = std::fs::read_to_string(&path).map_err(|error| Failure::Environment(format!("{path}: {error}")))?;
-    resident_of(&text).ok_or_else(|| Failure::Environment(format!("{path} has no VmRSS")))
+    resident_of(&text).ok_or_else(|| Failure::Environment(format!("{path} has no RssAnon")))
 }
 
 fn resident_of(status: &str) -> Option<u64> {
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
     Some(1024 * line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?)
 }
 
@@ -201,7 +201,7 @@ mod tests {
 
     #[test]
     fn resident_bytes_are_kibibytes_times_1024() {
-        assert_eq!(resident_of("Name:\tx\nVmRSS:\t    2048 kB\nVmData: 1 kB\n"), Some(2048 * 1024));
+        assert_eq!(resident_of("Name:\tx\nRssAnon:\t    2048 kB\nVmData: 1 kB\n"), Some(2048 * 1024));
         assert_eq!(resident_of("Name:\tx\n"), None);
         assert!(resident_bytes(std::process::id()).is_ok_and(|bytes| bytes > 100_000));
     }
