@@ -7,4 +7,4 @@
 pub mod merkle;
 pub mod sha256d;
 
-pub use sha256d::{BATCH, EXTRANONCE_BYTES_MAX, Isa, JobTable, Judged, ShareBatch, judge};
+pub use sha256d::{BATCH, EXTRANONCE_BYTES_MAX, Isa, JobTable, Judged, ShareBatch, judge, judge_headers};

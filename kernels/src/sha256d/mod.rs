@@ -132,6 +132,8 @@ impl Default for ShareBatch {
 pub struct Judged {
     /// Header hashes.
     pub hash: [[u32; BATCH]; 8],
+    /// Merkle roots that went into the headers.
+    pub root: [[u32; BATCH]; 8],
     /// Shares at or under their own target.
     pub share_mask: u32,
     /// Shares at or under the network target.
@@ -140,7 +142,7 @@ pub struct Judged {
 
 impl Default for Judged {
     fn default() -> Self {
-        Self { hash: [[0; BATCH]; 8], share_mask: 0, network_mask: 0 }
+        Self { hash: [[0; BATCH]; 8], root: [[0; BATCH]; 8], share_mask: 0, network_mask: 0 }
     }
 }
 
@@ -172,6 +174,15 @@ pub fn judge(isa: Isa, job: &JobTable, batch: &ShareBatch, out: &mut Judged) {
     assert!((1..=BATCH).contains(&(batch.count as usize)), "a batch has 1 to 32 shares");
     match isa {
         Isa::Portable => scalar::judge(job, batch, out),
+    }
+}
+
+/// Judges a batch of shares whose merkle roots are known: `out.root` holds them on entry, in the shape that `judge` leaves. Extranonces are not read.
+#[inline]
+pub fn judge_headers(isa: Isa, job: &JobTable, batch: &ShareBatch, out: &mut Judged) {
+    assert!((1..=BATCH).contains(&(batch.count as usize)), "a batch has 1 to 32 shares");
+    match isa {
+        Isa::Portable => scalar::judge_headers(job, batch, out),
     }
 }
 

@@ -70,8 +70,8 @@ fn bytes_of(state: &[u32; 8]) -> [u8; 32] {
     bytes
 }
 
-/// Header hash of one share of `job`, as SHA-256 words.
-pub fn share_hash(job: &JobTable, extranonce: &[u8; 16], version: u32, ntime: u32, nonce: u32) -> [u32; 8] {
+/// Merkle root of one share of `job`, as SHA-256 words.
+pub fn share_root(job: &JobTable, extranonce: &[u8; 16]) -> [u32; 8] {
     let mut state = job.midstate;
     let mut head = job.head;
     let at = usize::from(job.extranonce_offset);
@@ -87,11 +87,15 @@ pub fn share_hash(job: &JobTable, extranonce: &[u8; 16], version: u32, ntime: u3
         block[32..].copy_from_slice(&sibling.0);
         current = node(&block);
     }
-    let root = bytes_of(&current);
+    current
+}
+
+/// Header hash of one share of `job` over a merkle root, as SHA-256 words.
+pub fn header_hash(job: &JobTable, root: &[u32; 8], version: u32, ntime: u32, nonce: u32) -> [u32; 8] {
     let mut header = [0u8; 128];
     header[..4].copy_from_slice(&version.to_le_bytes());
     header[4..36].copy_from_slice(&job.prev_hash.0);
-    header[36..68].copy_from_slice(&root);
+    header[36..68].copy_from_slice(&bytes_of(root));
     header[68..72].copy_from_slice(&ntime.to_le_bytes());
     header[72..76].copy_from_slice(&job.nbits.to_le_bytes());
     header[76..80].copy_from_slice(&nonce.to_le_bytes());
@@ -103,13 +107,29 @@ pub fn share_hash(job: &JobTable, extranonce: &[u8; 16], version: u32, ntime: u3
     second_hash(&state)
 }
 
-/// Judges a batch. `targets` remembers the target of the last work seen, as most sessions share one.
+/// Header hash of one share of `job`, as SHA-256 words.
+pub fn share_hash(job: &JobTable, extranonce: &[u8; 16], version: u32, ntime: u32, nonce: u32) -> [u32; 8] {
+    header_hash(job, &share_root(job, extranonce), version, ntime, nonce)
+}
+
+/// Judges a batch.
 pub fn judge(job: &JobTable, batch: &ShareBatch, out: &mut Judged) {
+    for lane in 0..batch.count as usize {
+        for (column, word) in out.root.iter_mut().zip(share_root(job, &batch.extranonce[lane])) {
+            column[lane] = word;
+        }
+    }
+    judge_headers(job, batch, out);
+}
+
+/// Judges a batch by its roots. Remembers the target of the last work seen, as most sessions share one.
+pub fn judge_headers(job: &JobTable, batch: &ShareBatch, out: &mut Judged) {
     out.share_mask = 0;
     out.network_mask = 0;
     let mut known: (u64, Target) = (1, Work::new(1).target());
     for lane in 0..batch.count as usize {
-        let words = share_hash(job, &batch.extranonce[lane], batch.version[lane], batch.ntime[lane], batch.nonce[lane]);
+        let root = std::array::from_fn(|word| out.root[word][lane]);
+        let words = header_hash(job, &root, batch.version[lane], batch.ntime[lane], batch.nonce[lane]);
         for (column, word) in out.hash.iter_mut().zip(words) {
             column[lane] = word;
         }
