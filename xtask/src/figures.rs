@@ -1,6 +1,8 @@
 //! `cargo xtask figures <topic>`: measures the release binaries on this machine and writes docs/figures/<topic>.json.
 //!
 //! Two servers that are compared run in turn, never one after the other's whole series: clock speed drifts, and a ratio inside of one pair does not.
+mod kernels;
+
 use crate::Failure;
 use crate::measure::{self, Process, Scratch, median};
 use serde_json::{Value, json};
@@ -15,6 +17,7 @@ enum Topic {
     Pipeline,
     Memory,
     Start,
+    Kernels,
 }
 
 /// A topic with its sizes.
@@ -33,6 +36,7 @@ impl Request {
             "pipeline" => (Topic::Pipeline, 5, 5),
             "memory" => (Topic::Memory, 3, 5),
             "start" => (Topic::Start, 15, 0),
+            "kernels" => (Topic::Kernels, 5, 0),
             other => return Err(Failure::Usage(format!("there is no topic {other}"))),
         };
         let mut request = Self { topic, runs, seconds, build: true };
@@ -54,12 +58,19 @@ impl Request {
             Topic::Pipeline => "pipeline",
             Topic::Memory => "memory",
             Topic::Start => "start",
+            Topic::Kernels => "kernels",
         }
+    }
+
+    /// The packages that it measures.
+    fn packages(&self) -> &'static [&'static str] {
+        if self.topic == Topic::Kernels { &["benches"] } else { &["otedama", "loadgen"] }
     }
 
     /// The command that repeats this measurement.
     fn command(&self) -> String {
-        let seconds = if self.topic == Topic::Start { String::new() } else { format!(" --seconds {}", self.seconds) };
+        let seconds =
+            if matches!(self.topic, Topic::Start | Topic::Kernels) { String::new() } else { format!(" --seconds {}", self.seconds) };
         format!("cargo xtask figures {} --runs {}{seconds}", self.name(), self.runs)
     }
 }
@@ -76,6 +87,7 @@ struct Bench<'a> {
     root: &'a Path,
     otedama: PathBuf,
     loadgen: PathBuf,
+    benches: PathBuf,
     request: &'a Request,
     cpu: String,
     commit: String,
@@ -83,12 +95,12 @@ struct Bench<'a> {
 
 /// Measures and writes the file.
 pub fn run(root: &Path, request: &Request) -> Result<(), Failure> {
-    if std::thread::available_parallelism().map_or(1, usize::from) < 2 {
+    if request.topic != Topic::Kernels && std::thread::available_parallelism().map_or(1, usize::from) < 2 {
         return Err(Failure::Environment("figures need two cores: the server has one of its own".to_owned()));
     }
     if request.build {
-        let status =
-            Command::new("cargo").args(["build", "--release", "--package", "otedama", "--package", "loadgen"]).current_dir(root).status();
+        let packages = request.packages().iter().flat_map(|package| ["--package", package]);
+        let status = Command::new("cargo").args(["build", "--release"]).args(packages).current_dir(root).status();
         if !status.is_ok_and(|status| status.success()) {
             return Err(Failure::Environment("cargo build --release failed".to_owned()));
         }
@@ -98,6 +110,7 @@ pub fn run(root: &Path, request: &Request) -> Result<(), Failure> {
         root,
         otedama: target.join("release/otedama"),
         loadgen: target.join("release/loadgen"),
+        benches: target.join("release/benches"),
         request,
         cpu: measure::cpu(),
         commit: measure::commit(root),
@@ -106,6 +119,7 @@ pub fn run(root: &Path, request: &Request) -> Result<(), Failure> {
         Topic::Pipeline => bench.pipeline()?,
         Topic::Memory => bench.memory()?,
         Topic::Start => bench.start()?,
+        Topic::Kernels => bench.kernels()?,
     };
     let folder = root.join("docs/figures");
     let path = folder.join(format!("{}.json", request.name()));
@@ -418,6 +432,7 @@ mod tests {
             root: Path::new("."),
             otedama: PathBuf::new(),
             loadgen: PathBuf::new(),
+            benches: PathBuf::new(),
             request: &request,
             cpu: "c".into(),
             commit: "d".into(),

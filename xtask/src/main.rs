@@ -14,13 +14,13 @@ use std::process::ExitCode;
 
 const USAGE: &str = "\
 usage: cargo xtask test [--lane quick|node|clickhouse|faults]... [--long]
-       cargo xtask figures pipeline|memory|start [--runs N] [--seconds N] [--no-build]
+       cargo xtask figures pipeline|memory|start|kernels [--runs N] [--seconds N] [--no-build]
        cargo xtask figures table [--check]
 
 test     runs the lanes (all without --lane) and installs a lane's Debian packages where they are missing.
          The last line is `N passed, N failed, N skipped`; --long takes the sizes of a release instead of those of CI.
-figures  measures a topic on this machine and writes docs/figures/<topic>.json; `table` puts the figures into README.md,
-         and with --check only says whether they stand there already.
+figures  measures a topic on this machine and writes docs/figures/<topic>.json; `table` puts the figures into README.md and
+         docs/kernels.md, and with --check only says whether they stand there already.
 
 examples:
   cargo xtask test --lane quick

@@ -1,50 +1,75 @@
-//! Puts docs/figures/*.json into README.md, between two marks: the README quotes nothing that was not measured by a committed command.
+//! Puts docs/figures/*.json into README.md and docs/kernels.md, between two marks: neither quotes anything that was not measured by a committed command.
+mod kernels;
+
 use crate::Failure;
 use serde_json::Value;
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 const BEGIN: &str = "<!-- figures: written by `cargo xtask figures table`, do not edit -->";
 const END: &str = "<!-- figures: end -->";
 
-/// Writes the table into README.md.
+/// Writes the tables into their pages.
 pub fn fill(root: &Path) -> Result<(), Failure> {
-    let (path, before, after) = both(root)?;
-    if before != after {
-        std::fs::write(&path, after).map_err(|error| Failure::Environment(format!("{}: {error}", path.display())))?;
-        println!("wrote {}", path.display());
+    for Page { path, before, after } in pages(root)? {
+        if before != after {
+            std::fs::write(&path, after).map_err(|error| Failure::Environment(format!("{}: {error}", path.display())))?;
+            println!("wrote {}", path.display());
+        }
     }
     Ok(())
 }
 
-/// Whether README.md has the table that the files give.
+/// Whether the pages have the tables that the files give.
 pub fn check(root: &Path) -> Result<bool, Failure> {
-    let (path, before, after) = both(root)?;
-    if before != after {
-        println!("{} differs from docs/figures: run cargo xtask figures table", path.display());
+    let mut same = true;
+    for Page { path, before, after } in pages(root)? {
+        if before != after {
+            println!("{} differs from docs/figures: run cargo xtask figures table", path.display());
+            same = false;
+        }
     }
-    Ok(before == after)
+    Ok(same)
 }
 
-fn both(root: &Path) -> Result<(std::path::PathBuf, String, String), Failure> {
-    let path = root.join("README.md");
+/// A page as it is and as it is to be.
+struct Page {
+    path: PathBuf,
+    before: String,
+    after: String,
+}
+
+fn pages(root: &Path) -> Result<Vec<Page>, Failure> {
+    let entries = entries(&root.join("docs/figures"))?;
+    // README has what sums up; the rows of the kernels' grids have a page of their own.
+    let (grid, rest): (Vec<Value>, Vec<Value>) = entries.into_iter().partition(kernels::is_cell);
+    let page = |name: &str, table: &str| {
+        let path = root.join(name);
+        let failed = |what: &dyn std::fmt::Display| Failure::Environment(format!("{}: {what}", path.display()));
+        let before = std::fs::read_to_string(&path).map_err(|error| failed(&error))?;
+        let after = replace(&before, table).ok_or_else(|| failed(&"the two marks of the figures table are missing"))?;
+        Ok(Page { path: path.clone(), before, after })
+    };
+    Ok(vec![page("README.md", &table(&rest))?, page("docs/kernels.md", &kernels::grids(&grid))?])
+}
+
+/// Every entry of every file, file by file.
+fn entries(folder: &Path) -> Result<Vec<Value>, Failure> {
     let failed = |path: &Path, what: &dyn std::fmt::Display| Failure::Environment(format!("{}: {what}", path.display()));
-    let text = std::fs::read_to_string(&path).map_err(|error| failed(&path, &error))?;
-    let mut entries = Vec::new();
-    let mut files: Vec<_> = match std::fs::read_dir(root.join("docs/figures")) {
+    let mut files: Vec<_> = match std::fs::read_dir(folder) {
         Ok(folder) => {
             folder.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| path.extension().is_some_and(|end| end == "json")).collect()
         }
         Err(_) => Vec::new(),
     };
     files.sort();
+    let mut entries = Vec::new();
     for file in files {
         let json = std::fs::read_to_string(&file).map_err(|error| failed(&file, &error))?;
         let value: Value = serde_json::from_str(&json).map_err(|error| failed(&file, &error))?;
         entries.extend(value.as_array().cloned().ok_or_else(|| failed(&file, &"is no list"))?);
     }
-    let replaced = replace(&text, &table(&entries)).ok_or_else(|| failed(&path, &"the two marks of the figures table are missing"))?;
-    Ok((path, text, replaced))
+    Ok(entries)
 }
 
 fn replace(text: &str, table: &str) -> Option<String> {
@@ -55,10 +80,10 @@ fn replace(text: &str, table: &str) -> Option<String> {
 
 fn table(entries: &[Value]) -> String {
     if entries.is_empty() {
-        return "No figure has been measured yet: `cargo xtask figures pipeline`, then `memory`, `start` and `table`.\n".to_owned();
+        return "No figure has been measured yet: `cargo xtask figures pipeline`, then `memory`, `start`, `kernels` and `table`.\n"
+            .to_owned();
     }
     let mut out = String::from("| Figure | Median | Least to largest | Runs | Conditions |\n|---|---:|---:|---:|---|\n");
-    let plain = |value: &Value| value.as_str().map_or_else(|| grouped(&value.to_string()), |text| text.replace('|', "\\|"));
     // Figures of one run share their conditions, which are long: they stand once, below.
     let mut conditions: Vec<String> = Vec::new();
     for entry in entries {
@@ -83,14 +108,24 @@ fn table(entries: &[Value]) -> String {
     for (index, condition) in conditions.iter().enumerate() {
         let _ = writeln!(out, "{}. {condition}", index + 1);
     }
+    let _ = writeln!(out, "\nMeasured by {}.", origins(entries));
+    out
+}
+
+/// A value as it stands in a cell: text without what ends a cell, numbers with their thousands set apart.
+fn plain(value: &Value) -> String {
+    value.as_str().map_or_else(|| grouped(&value.to_string()), |text| text.replace('|', "\\|"))
+}
+
+/// The commands that measured the entries, and where.
+fn origins(entries: &[Value]) -> String {
     let mut origins: Vec<String> = entries
         .iter()
         .map(|entry| format!("`{}` on {}, commit {}", plain(&entry["command"]), plain(&entry["cpu"]), plain(&entry["commit"])))
         .collect();
     origins.sort();
     origins.dedup();
-    let _ = writeln!(out, "\nMeasured by {}.", origins.join("; "));
-    out
+    origins.join("; ")
 }
 
 /// A number with its thousands set apart: 1235000 as 1,235,000. Text that is no number stays as it is.
