@@ -57,6 +57,11 @@ struct Live {
     shares: Vec<(f64, f64)>,
 }
 
+/// What `/health` says once the scalar kernel has refuted the one chosen at boot.
+fn kernel_degraded(kernel: &str, disagreed: u64) -> String {
+    format!("kernel {kernel} hashed {disagreed} shares otherwise than the scalar kernel; the lanes that saw it use the portable kernel now")
+}
+
 fn load(value: &AtomicU64) -> u64 {
     // Relaxed: every number stands for itself.
     value.load(Ordering::Relaxed)
@@ -281,6 +286,10 @@ impl StatsSource for PoolStats {
         let mut degraded = Vec::new();
         if self.ships && matches!(self.shipper.kind(), StateKind::Retrying | StateKind::Refusing) {
             degraded.push(format!("clickhouse {}: {}", self.shipper.kind().label(), self.shipper.last_error()));
+        }
+        let disagreed: u64 = self.validates.iter().map(|validate| load(&validate.kernel_disagreed)).sum();
+        if disagreed > 0 {
+            degraded.push(kernel_degraded(self.isa.label(), disagreed));
         }
         if chain.fresh && !chain.last_error.is_empty() {
             degraded.push(format!("node: {}", chain.last_error));

@@ -5,6 +5,7 @@
 #![deny(unsafe_code)]
 
 pub mod merkle;
+pub mod prefetch;
 pub mod sha256d;
 
 pub use sha256d::{BATCH, EXTRANONCE_BYTES_MAX, Isa, JobTable, Judged, ShareBatch, judge, judge_headers};

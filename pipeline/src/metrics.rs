@@ -85,6 +85,10 @@ stage_metrics! {
     ValidateCounts, ValidateMetrics {
         Counter share_hashed = "Shares hashed";
         Counter batch_hashed = "Batches hashed";
+        Counter share_crosschecked = "Hashed shares recomputed by the scalar kernel: one in 4096, and every block candidate";
+        Counter kernel_disagreed = "Recomputed shares that the scalar kernel judged otherwise; the lane uses the portable kernel from the first on";
+        Counter root_looked_up = "Shares whose merkle root was looked for in the cache";
+        Counter root_hit = "Shares whose merkle root was in the cache";
         Counter block_found = "Shares at or under the network target";
         Counter block_flagged = "Block candidates that found their ring full: chain finds them in the log";
         Gauge duplicate_table_used = "Shares in the fullest live duplicate table";

@@ -1,27 +1,49 @@
 //! The exact set of credited shares, one fixed table per live job. Nothing is evicted, nothing is skipped: near its end the table asks for a new job instead.
+//!
+//! A table is an index of 8-byte slots, looked up at random, and the keys themselves, appended one after the other. A share that is new reads one slot, most
+//! often, and never a key; a slot says which job it belongs to, so a table changes hands without being cleared.
+//! Measured with 12 cold tables and random shares, lookup and insertion together: keys in the index itself 65 ns a share, with prefetch 40 ns; this form with
+//! plain loads 47 ns, with prefetch 22 ns.
+use otedama_kernels::prefetch::prefetch;
 use otedama_primitives::Submit;
 
-/// Entries of a table: 2^19, 16 MiB, touched only as shares come.
+/// Shares that a table can hold: 2^19.
 pub const DUPLICATE_ENTRIES: usize = 1 << 19;
-/// Bytes of an entry.
-pub const DUPLICATE_ENTRY_BYTES: usize = size_of::<Entry>();
+/// Slots of the index: with twice as many as shares a probe ends after two or three.
+const SLOTS: usize = DUPLICATE_ENTRIES * 2;
+/// Bytes of a table: 8 MiB of slots and 12 MiB of keys, touched only as shares come.
+pub const DUPLICATE_TABLE_BYTES: usize = SLOTS * size_of::<u64>() + DUPLICATE_ENTRIES * size_of::<Key>();
 /// Tables of a lane: eight jobs may be live, and net may lag behind validate by a few.
 pub const DUPLICATE_TABLES: usize = 12;
 /// Three quarters full: chain issues a new job.
 pub const DUPLICATE_PRESSURE: usize = DUPLICATE_ENTRIES / 4 * 3;
-/// Past fifteen sixteenths nothing is credited any more, or probes would get long.
+/// Past fifteen sixteenths nothing is credited any more.
 const USED_MAX: usize = DUPLICATE_ENTRIES / 16 * 15;
 
-/// job and extranonce1, extranonce2, ntime and nonce, version: the whole key, so equality is exact. Empty when the job is not the table's.
-type Entry = [u64; 4];
+/// extranonce2, ntime and nonce, extranonce1 and version: with the job of the table the whole key, so equality is exact.
+type Key = [u64; 3];
 
-fn key(submit: &Submit) -> Entry {
+/// Bits of a slot: job counter 32, a part of the hash 13, place of the key 19. A slot whose counter is not the table's is empty.
+const PLACE_BITS: u32 = DUPLICATE_ENTRIES.trailing_zeros();
+const PLACE_MASK: u64 = DUPLICATE_ENTRIES as u64 - 1;
+const PART_MASK: u64 = (1 << (32 - PLACE_BITS)) - 1;
+
+#[inline(always)]
+fn key(submit: &Submit) -> Key {
     [
-        (u64::from(submit.job) << 32) | u64::from(submit.extranonce1),
         submit.extranonce2,
         (u64::from(submit.ntime) << 32) | u64::from(submit.nonce),
-        u64::from(submit.version),
+        (u64::from(submit.extranonce1) << 32) | u64::from(submit.version),
     ]
+}
+
+/// Multiply and fold: every bit of the words reaches every bit of the hash, keyed by the seed.
+#[inline(always)]
+pub(super) fn keyed_hash<const WORDS: usize>(seed: u64, words: [u64; WORDS]) -> u64 {
+    words.into_iter().fold(seed, |state, word| {
+        let product = u128::from(state ^ word) * u128::from(0x9e37_79b9_7f4a_7c15_u64);
+        (product >> 64) as u64 ^ product as u64
+    })
 }
 
 /// What became of an insertion.
@@ -35,22 +57,29 @@ pub enum Inserted {
     Full,
 }
 
+/// What a probe ended at.
+enum Found {
+    Share,
+    EmptySlot(usize),
+}
+
 /// Credited shares of one job.
 #[derive(Debug)]
 pub struct DuplicateTable {
     job: u32,
     used: usize,
     seed: u64,
-    entries: Vec<Entry>,
+    slots: Vec<u64>,
+    keys: Vec<Key>,
 }
 
 impl DuplicateTable {
     /// An empty table; `seed` is random per boot, so that nobody can choose shares that collide.
     pub fn new(seed: u64) -> Self {
-        Self { job: 0, used: 0, seed: seed | 1, entries: vec![[0; 4]; DUPLICATE_ENTRIES] }
+        Self { job: 0, used: 0, seed: seed | 1, slots: vec![0; SLOTS], keys: vec![[0; 3]; DUPLICATE_ENTRIES] }
     }
 
-    /// Hands the table to a job. Entries of the job before count as empty from now on: nothing is cleared.
+    /// Hands the table to a job, whose counter it never had before. Slots of the job before count as empty from now on: nothing is cleared.
     pub fn take_over(&mut self, job: u32) {
         self.job = job;
         self.used = 0;
@@ -66,55 +95,67 @@ impl DuplicateTable {
         self.used
     }
 
-    fn start(&self, key: &Entry) -> usize {
-        // Multiply and fold: every bit of the key reaches the index, keyed by the seed.
-        let mut state = self.seed;
-        for word in key {
-            let product = u128::from(state ^ word) * u128::from(0x9e37_79b9_7f4a_7c15_u64);
-            state = (product >> 64) as u64 ^ product as u64;
+    /// Where a share is looked for; the other calls take it, so that it is worked out once.
+    #[inline(always)]
+    pub fn hash(&self, submit: &Submit) -> u64 {
+        keyed_hash(self.seed, key(submit))
+    }
+
+    /// Gets the slot of a share under way.
+    #[inline(always)]
+    pub fn prefetch(&self, hash: u64) {
+        prefetch(&self.slots[slot_of(hash)]);
+    }
+
+    #[inline(always)]
+    fn find(&self, submit: &Submit, hash: u64) -> Found {
+        let own = self.tag(hash);
+        let mut at = slot_of(hash);
+        loop {
+            let slot = self.slots[at];
+            if (slot >> 32) as u32 != self.job {
+                return Found::EmptySlot(at);
+            }
+            if slot & !PLACE_MASK == own && self.keys[(slot & PLACE_MASK) as usize] == key(submit) {
+                return Found::Share;
+            }
+            at = (at + 1) % SLOTS;
         }
-        (state >> (64 - DUPLICATE_ENTRIES.trailing_zeros())) as usize
+    }
+
+    /// A slot of this share, without its place.
+    #[inline(always)]
+    fn tag(&self, hash: u64) -> u64 {
+        (u64::from(self.job) << 32) | ((hash & PART_MASK) << PLACE_BITS)
     }
 
     /// True when the share was credited before.
     #[inline]
-    pub fn contains(&self, submit: &Submit) -> bool {
-        let key = key(submit);
-        let mut at = self.start(&key);
-        loop {
-            let entry = &self.entries[at];
-            if (entry[0] >> 32) as u32 != self.job {
-                return false;
-            }
-            if *entry == key {
-                return true;
-            }
-            at = (at + 1) % DUPLICATE_ENTRIES;
-        }
+    pub fn contains(&self, submit: &Submit, hash: u64) -> bool {
+        matches!(self.find(submit, hash), Found::Share)
     }
 
     /// Test and set, in ring order, of a share that met its target.
     #[inline]
-    pub fn insert(&mut self, submit: &Submit) -> Inserted {
+    pub fn insert(&mut self, submit: &Submit, hash: u64) -> Inserted {
         debug_assert_eq!(submit.job, self.job);
-        let key = key(submit);
-        let mut at = self.start(&key);
-        loop {
-            let entry = &mut self.entries[at];
-            if (entry[0] >> 32) as u32 != self.job {
-                if self.used >= USED_MAX {
-                    return Inserted::Full;
-                }
-                *entry = key;
+        match self.find(submit, hash) {
+            Found::Share => Inserted::Duplicate,
+            Found::EmptySlot(_) if self.used >= USED_MAX => Inserted::Full,
+            Found::EmptySlot(at) => {
+                self.slots[at] = self.tag(hash) | self.used as u64;
+                self.keys[self.used] = key(submit);
                 self.used += 1;
-                return Inserted::New;
+                Inserted::New
             }
-            if *entry == key {
-                return Inserted::Duplicate;
-            }
-            at = (at + 1) % DUPLICATE_ENTRIES;
         }
     }
+}
+
+/// First slot that is looked at. The highest bits choose it, the lowest stand in it.
+#[inline(always)]
+fn slot_of(hash: u64) -> usize {
+    (hash >> (64 - SLOTS.trailing_zeros())) as usize
 }
 
 #[cfg(test)]
@@ -137,15 +178,23 @@ mod tests {
         submit
     }
 
+    fn insert(table: &mut DuplicateTable, submit: &Submit) -> Inserted {
+        table.insert(submit, table.hash(submit))
+    }
+
+    fn contains(table: &DuplicateTable, submit: &Submit) -> bool {
+        table.contains(submit, table.hash(submit))
+    }
+
     #[test]
     fn a_table_that_changes_hands_forgets_the_job_before() {
         let mut table = DuplicateTable::new(3);
         table.take_over(1);
-        assert_eq!(table.insert(&submit(1, 4, 9)), Inserted::New);
-        assert_eq!(table.insert(&submit(1, 4, 9)), Inserted::Duplicate);
+        assert_eq!(insert(&mut table, &submit(1, 4, 9)), Inserted::New);
+        assert_eq!(insert(&mut table, &submit(1, 4, 9)), Inserted::Duplicate);
         table.take_over(13);
-        assert!(!table.contains(&submit(13, 4, 9)));
-        assert_eq!(table.insert(&submit(13, 4, 9)), Inserted::New);
+        assert!(!contains(&table, &submit(13, 4, 9)));
+        assert_eq!(insert(&mut table, &submit(13, 4, 9)), Inserted::New);
         assert_eq!(table.used(), 1);
     }
 
@@ -154,26 +203,51 @@ mod tests {
         let mut table = DuplicateTable::new(5);
         table.take_over(1);
         for nonce in 0..USED_MAX as u32 {
-            assert_eq!(table.insert(&submit(1, 4, nonce)), Inserted::New);
+            assert_eq!(insert(&mut table, &submit(1, 4, nonce)), Inserted::New);
         }
-        assert_eq!(table.insert(&submit(1, 4, u32::MAX)), Inserted::Full);
-        assert!((0..USED_MAX as u32).all(|nonce| table.contains(&submit(1, 4, nonce))));
-        assert!(!table.contains(&submit(1, 4, u32::MAX)));
+        assert_eq!(insert(&mut table, &submit(1, 4, u32::MAX)), Inserted::Full);
+        assert!((0..USED_MAX as u32).all(|nonce| contains(&table, &submit(1, 4, nonce))));
+        assert_eq!(insert(&mut table, &submit(1, 4, 0)), Inserted::Duplicate);
+        assert!(!contains(&table, &submit(1, 4, u32::MAX)));
+    }
+
+    #[test]
+    fn shares_of_equal_hash_are_told_apart_by_their_keys() {
+        // All of them under one hash, whose slot is the last: slot and tag agree, and the probe goes round the end.
+        let mut table = DuplicateTable::new(1);
+        table.take_over(1);
+        let shares: Vec<_> = (0..40).map(|nonce| submit(1, 4, nonce)).collect();
+        for share in &shares {
+            assert!(!table.contains(share, u64::MAX));
+            assert_eq!(table.insert(share, u64::MAX), Inserted::New);
+            assert_eq!(table.insert(share, u64::MAX), Inserted::Duplicate);
+        }
+        assert!(shares.iter().all(|share| table.contains(share, u64::MAX)));
+        assert_eq!(table.used(), shares.len());
     }
 
     proptest! {
         #[test]
-        fn it_agrees_with_a_set(ops in prop::collection::vec((0u8..6, prop_oneof![0u32..4, (u32::MAX - 2)..=u32::MAX, any::<u32>()]), 1..300), seed in any::<u64>()) {
+        fn it_agrees_with_a_set_over_many_owners(
+            ops in prop::collection::vec((0u8..6, prop_oneof![0u32..4, (u32::MAX - 2)..=u32::MAX, any::<u32>()], prop::bool::weighted(0.03)), 1..300),
+            seed in any::<u64>(),
+        ) {
             let mut table = DuplicateTable::new(seed);
-            table.take_over(7);
+            let mut job = 7;
+            table.take_over(job);
             let mut set = HashSet::new();
-            for (field, value) in ops {
-                let share = submit(7, field, value);
-                prop_assert_eq!(table.contains(&share), set.contains(&key(&share)));
+            for (field, value, hands_over) in ops {
+                if hands_over {
+                    job += DUPLICATE_TABLES as u32;
+                    table.take_over(job);
+                    set.clear();
+                }
+                let share = submit(job, field, value);
+                prop_assert_eq!(contains(&table, &share), set.contains(&key(&share)));
                 let new = set.insert(key(&share));
-                prop_assert_eq!(table.insert(&share) == Inserted::New, new);
+                prop_assert_eq!(insert(&mut table, &share) == Inserted::New, new);
+                prop_assert_eq!(table.used(), set.len());
             }
-            prop_assert_eq!(table.used(), set.len());
         }
     }
 }

@@ -2,9 +2,10 @@
 mod duplicates;
 mod log;
 mod net;
+mod roots;
 mod validate;
 
-pub use duplicates::{DUPLICATE_ENTRIES, DUPLICATE_ENTRY_BYTES, DUPLICATE_PRESSURE, DUPLICATE_TABLES};
+pub use duplicates::{DUPLICATE_ENTRIES, DUPLICATE_PRESSURE, DUPLICATE_TABLE_BYTES, DUPLICATE_TABLES};
 pub use log::{Append, JournalEnd, Log, LogPorts};
 pub use net::{Histograms, IN_FLIGHT, Net, NetPorts, NetSettings};
 pub use validate::{Validate, ValidatePorts, ValidatedJob};

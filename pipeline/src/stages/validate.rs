@@ -1,17 +1,45 @@
 //! validate: duplicates looked up, shares hashed in batches by job, verdicts in ring order.
+//!
+//! A pass takes what its inputs hold, up to 256 shares, and waits for nothing. It gets the cache lines of all its look-ups under way, refuses what needs no
+//! hash, sorts the rest by job and by whether the merkle root is known, hashes bucket by bucket, and credits in ring order.
 use super::duplicates::{DUPLICATE_TABLES, DuplicateTable, Inserted};
+use super::roots::RootCache;
 use crate::metrics::{ValidateCounts, ValidateMetrics};
 use crate::ring::{Rx, Tx};
 use crate::stage::{Regime, Stage};
 use bytemuck::Zeroable;
 use otedama_kernels::sha256d::scalar;
-use otedama_kernels::{BATCH, Isa, JobTable, Judged, ShareBatch, judge};
-use otedama_primitives::{BlockCandidate, Hash256, Job, JobId, ShareStatus, Submit, Verdict, WorkerId, flags};
+use otedama_kernels::{BATCH, Isa, JobTable, Judged, ShareBatch, judge, judge_headers};
+use otedama_primitives::{BlockCandidate, Hash256, Job, JobId, ShareStatus, Submit, Target, Verdict, Work, WorkerId, flags};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+#[cfg(test)]
+mod tests;
+
 /// Shares taken in one step: eight batches.
 const TAKE: usize = 8 * BATCH;
+/// Buckets of a pass: a job's shares whose root is known, and the others.
+const BUCKETS: usize = 2 * DUPLICATE_TABLES;
+/// One hashed share in so many is recomputed by the scalar kernel, give or take half a batch, so that every lane gets its turn.
+const CROSSCHECK_EVERY: u64 = 4096;
+
+/// A batch kernel as `otedama_kernels` has them.
+type Judge = fn(Isa, &JobTable, &ShareBatch, &mut Judged);
+
+/// The kernel of a lane: whole shares, and shares over known roots.
+#[derive(Clone, Copy)]
+struct Kernel {
+    isa: Isa,
+    judge: Judge,
+    judge_headers: Judge,
+}
+
+impl Kernel {
+    fn of(isa: Isa) -> Self {
+        Self { isa, judge, judge_headers }
+    }
+}
 
 /// A job as validate needs it. Chain keeps a reference of its own until every stage has let go, so that dropping one here never frees.
 #[derive(Debug)]
@@ -22,20 +50,30 @@ pub struct ValidatedJob {
     pub coin: u8,
     /// Prepared tables.
     pub table: JobTable,
-    extranonce2_bytes: usize,
+    /// Bits by which extranonce2 is short of eight bytes.
+    extranonce2_shift: u32,
+    network_target: Target,
 }
 
 impl ValidatedJob {
     /// Prepares the tables of a job.
     pub fn new(job: &Job) -> Self {
-        Self { id: job.id, coin: job.coin as u8, table: JobTable::new(job), extranonce2_bytes: usize::from(job.extranonce2_bytes) }
+        assert!((1..=8).contains(&job.extranonce2_bytes), "extranonce2 has 1 to 8 bytes");
+        Self {
+            id: job.id,
+            coin: job.coin as u8,
+            table: JobTable::new(job),
+            extranonce2_shift: 8 * (8 - u32::from(job.extranonce2_bytes)),
+            network_target: job.network_target,
+        }
     }
 
-    /// Extranonce1 and 2 as they stand in the coinbase.
+    /// Extranonce1 and 2 as they stand in the coinbase, zeros behind them.
+    #[inline(always)]
     fn extranonce(&self, extranonce1: u32, extranonce2: u64) -> [u8; 16] {
         let mut bytes = [0u8; 16];
         bytes[..4].copy_from_slice(&extranonce1.to_be_bytes());
-        bytes[4..4 + self.extranonce2_bytes].copy_from_slice(&extranonce2.to_be_bytes()[8 - self.extranonce2_bytes..]);
+        bytes[4..12].copy_from_slice(&(extranonce2 << self.extranonce2_shift).to_be_bytes());
         bytes
     }
 
@@ -71,19 +109,29 @@ pub struct ValidatePorts {
 
 /// The stage.
 pub struct Validate {
-    isa: Isa,
+    kernel: Kernel,
     ports: ValidatePorts,
     next_input: usize,
     /// Jobs by counter modulo the number of tables, beside their tables.
     jobs: [Option<Arc<ValidatedJob>>; DUPLICATE_TABLES],
     tables: Vec<DuplicateTable>,
+    roots: RootCache,
     newest: u32,
     taken: Box<[Submit; TAKE]>,
     found: Box<[Verdict; TAKE]>,
-    candidate: [bool; TAKE],
-    to_hash: Vec<u16>,
+    /// By share of the pass: its hash in the duplicate table of its job, and its place in the root cache.
+    hashes: Box<[u64; TAKE]>,
+    root_places: Box<[u16; TAKE]>,
+    /// Header hashes of block candidates, made by the scalar kernel.
+    block_hash: Box<[Hash256; TAKE]>,
+    /// Shares to hash, by bucket: first those with known roots of every job, then the others.
+    buckets: Box<[[u16; TAKE]; BUCKETS]>,
+    bucket_len: [usize; BUCKETS],
     batch: Box<ShareBatch>,
     judged: Box<Judged>,
+    /// Hashed shares until the next one that is recomputed.
+    crosscheck_in: u64,
+    dice: u64,
     counts: ValidateCounts,
     draining: bool,
     finished: bool,
@@ -91,26 +139,36 @@ pub struct Validate {
 
 impl std::fmt::Debug for Validate {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Validate").field("isa", &self.isa).field("newest", &self.newest).finish_non_exhaustive()
+        f.debug_struct("Validate").field("isa", &self.kernel.isa).field("newest", &self.newest).finish_non_exhaustive()
     }
 }
 
 impl Validate {
     /// A lane; `seed` is random per boot.
     pub fn new(isa: Isa, seed: u64, ports: ValidatePorts) -> Self {
+        Self::with_kernel(Kernel::of(isa), seed, ports)
+    }
+
+    fn with_kernel(kernel: Kernel, seed: u64, ports: ValidatePorts) -> Self {
         Self {
-            isa,
+            kernel,
             ports,
             next_input: 0,
             jobs: Default::default(),
             tables: (0..DUPLICATE_TABLES as u64).map(|index| DuplicateTable::new(seed.rotate_left(index as u32 * 5) ^ index)).collect(),
+            roots: RootCache::new(seed.rotate_right(7)),
             newest: 0,
             taken: Box::new([Submit::zeroed(); TAKE]),
             found: Box::new([Verdict::zeroed(); TAKE]),
-            candidate: [false; TAKE],
-            to_hash: Vec::with_capacity(TAKE),
+            hashes: Box::new([0; TAKE]),
+            root_places: Box::new([0; TAKE]),
+            block_hash: Box::new([Hash256([0; 32]); TAKE]),
+            buckets: Box::new([[0; TAKE]; BUCKETS]),
+            bucket_len: [0; BUCKETS],
             batch: Box::default(),
             judged: Box::default(),
+            crosscheck_in: CROSSCHECK_EVERY,
+            dice: seed | 1,
             counts: ValidateCounts::default(),
             draining: false,
             finished: false,
@@ -122,85 +180,111 @@ impl Validate {
             let counter = job.id.counter();
             assert!(counter > self.newest, "job counters rise");
             self.newest = counter;
-            let index = counter as usize % DUPLICATE_TABLES;
+            let index = index_of(counter);
             self.tables[index].take_over(counter);
             self.jobs[index] = Some(job);
         }
     }
 
-    /// Index of the job with this counter; None when its table has gone to a newer job.
-    fn index_of(&mut self, counter: u32) -> Option<usize> {
-        if counter > self.newest {
-            // Chain publishes a job here before it tells any net, so it must be in the ring by now.
-            self.take_jobs();
+    /// Takes up to `room` shares, from every input in turn: several thin inputs make one batch.
+    fn take(&mut self, room: usize) -> usize {
+        let inputs = self.ports.submits.len();
+        let first = self.next_input;
+        self.next_input = (first + 1) % inputs;
+        let mut count = 0;
+        for step in 0..inputs {
+            count += self.ports.submits[(first + step) % inputs].take_into(&mut self.taken[count..room]);
         }
-        let index = counter as usize % DUPLICATE_TABLES;
-        (self.tables[index].job() == counter && self.jobs[index].is_some()).then_some(index)
+        count
     }
 
-    /// First pass: what needs no hash. Second: hashes, bucketed by job. Third: verdicts in ring order.
+    /// A pass over the shares taken.
     fn judge(&mut self, count: usize) {
-        self.to_hash.clear();
-        for at in 0..count {
-            let submit = self.taken[at];
-            self.found[at] = verdict_of(&submit);
-            self.candidate[at] = false;
-            if submit.status != Submit::PENDING {
-                continue;
-            }
-            match self.index_of(submit.job) {
-                None => self.found[at].status = ShareStatus::Stale as u8,
-                Some(index) if self.tables[index].contains(&submit) => self.found[at].status = ShareStatus::Duplicate as u8,
-                Some(_) => self.to_hash.push(at as u16),
+        // Chain publishes a job here before it tells any net, so a job that a share names must be in the ring by now. After this the tables stay with their jobs.
+        if self.taken[..count].iter().any(|submit| submit.job > self.newest) {
+            self.take_jobs();
+        }
+        let looks_for_roots = self.roots.begin_pass();
+        self.prefetch(count, looks_for_roots);
+        self.sort(count, looks_for_roots);
+        // Known roots first: what the others make may take their places.
+        for bucket in 0..BUCKETS {
+            if self.bucket_len[bucket] > 0 {
+                self.hash_bucket(bucket, looks_for_roots);
             }
         }
-        self.hash_bucketed();
         for at in 0..count {
             if self.found[at].status == Submit::PENDING {
-                self.emit(at);
+                self.credit(at);
+            } else if self.found[at].status == ShareStatus::LowDifficulty as u8 {
+                self.look_again(at);
             }
         }
         self.ports.verdicts.push_all(&self.found[..count]);
     }
 
-    fn hash_bucketed(&mut self) {
-        let mut rest = std::mem::take(&mut self.to_hash);
-        while let Some(&first) = rest.first() {
-            let counter = self.taken[usize::from(first)].job;
-            // Taken out for the while, so that no reference is counted per batch.
-            let index = counter as usize % DUPLICATE_TABLES;
-            let Some(job) = self.jobs[index].take() else {
-                unreachable!("a share is queued for hashing only with its job at hand");
-            };
-            if job.id.counter() != counter {
-                // Jobs came in a storm while this pass looked for another: the table has gone to a newer job.
-                self.jobs[index] = Some(job);
-                rest.retain(|&at| {
-                    let same = self.taken[usize::from(at)].job == counter;
-                    if same {
-                        self.found[usize::from(at)].status = ShareStatus::Stale as u8;
-                    }
-                    !same
-                });
-                continue;
+    /// Gets the cache lines that the look-ups of this pass will read under way, all together.
+    fn prefetch(&mut self, count: usize, looks_for_roots: bool) {
+        for at in 0..count {
+            let submit = &self.taken[at];
+            let table = &self.tables[index_of(submit.job)];
+            let hash = table.hash(submit);
+            table.prefetch(hash);
+            self.hashes[at] = hash;
+            if looks_for_roots {
+                let place = self.roots.place(submit);
+                self.roots.prefetch(place);
+                self.root_places[at] = place as u16;
             }
-            let mut lanes = [0u16; BATCH];
-            let mut filled = 0;
-            rest.retain(|&at| {
-                let same = filled < BATCH && self.taken[usize::from(at)].job == counter;
-                if same {
-                    lanes[filled] = at;
-                    filled += 1;
-                }
-                !same
-            });
-            self.hash_batch(&job, &lanes[..filled]);
-            self.jobs[index] = Some(job);
         }
-        self.to_hash = rest;
     }
 
-    fn hash_batch(&mut self, job: &ValidatedJob, lanes: &[u16]) {
+    /// Refuses what needs no hash and sorts the rest into buckets.
+    fn sort(&mut self, count: usize, looks_for_roots: bool) {
+        self.bucket_len = [0; BUCKETS];
+        for at in 0..count {
+            let submit = &self.taken[at];
+            self.found[at] = verdict_of(submit);
+            if submit.status != Submit::PENDING {
+                continue;
+            }
+            let index = index_of(submit.job);
+            let table = &self.tables[index];
+            if table.job() != submit.job || self.jobs[index].is_none() {
+                self.found[at].status = ShareStatus::Stale as u8;
+            } else if table.contains(submit, self.hashes[at]) {
+                self.found[at].status = ShareStatus::Duplicate as u8;
+            } else {
+                let known = looks_for_roots && self.roots.look_up(usize::from(self.root_places[at]), submit);
+                let bucket = if known { index } else { DUPLICATE_TABLES + index };
+                self.buckets[bucket][self.bucket_len[bucket]] = at as u16;
+                self.bucket_len[bucket] += 1;
+            }
+        }
+    }
+
+    fn hash_bucket(&mut self, bucket: usize, keeps_roots: bool) {
+        let known_roots = bucket < DUPLICATE_TABLES;
+        // Taken out for the while, so that no reference is counted per batch.
+        let index = bucket % DUPLICATE_TABLES;
+        let Some(job) = self.jobs[index].take() else {
+            unreachable!("a share is put into a bucket only with its job at hand");
+        };
+        let mut from = 0;
+        while from < self.bucket_len[bucket] {
+            let count = BATCH.min(self.bucket_len[bucket] - from);
+            let mut lanes = [0u16; BATCH];
+            lanes[..count].copy_from_slice(&self.buckets[bucket][from..from + count]);
+            self.hash_batch(&job, &lanes[..count], known_roots);
+            if keeps_roots && !known_roots {
+                self.keep_roots(&lanes[..count]);
+            }
+            from += count;
+        }
+        self.jobs[index] = Some(job);
+    }
+
+    fn hash_batch(&mut self, job: &ValidatedJob, lanes: &[u16], known_roots: bool) {
         for (lane, &at) in lanes.iter().enumerate() {
             let submit = &self.taken[usize::from(at)];
             self.batch.extranonce[lane] = job.extranonce(submit.extranonce1, submit.extranonce2);
@@ -210,12 +294,22 @@ impl Validate {
             self.batch.work[lane] = submit.work;
         }
         self.batch.count = lanes.len() as u32;
-        judge(self.isa, &job.table, &self.batch, &mut self.judged);
+        if known_roots && self.gather_roots(lanes) {
+            (self.kernel.judge_headers)(self.kernel.isa, &job.table, &self.batch, &mut self.judged);
+        } else {
+            (self.kernel.judge)(self.kernel.isa, &job.table, &self.batch, &mut self.judged);
+        }
         self.counts.batch_hashed += 1;
         self.counts.share_hashed += lanes.len() as u64;
+        if !self.crosscheck(job, lanes) {
+            // Nothing that the kernel made is trusted any more: not this batch, not the roots it left.
+            self.kernel = Kernel::of(Isa::Portable);
+            self.roots.forget();
+            (self.kernel.judge)(self.kernel.isa, &job.table, &self.batch, &mut self.judged);
+            self.crosscheck(job, lanes);
+        }
         for (lane, &at) in lanes.iter().enumerate() {
-            let at = usize::from(at);
-            let verdict = &mut self.found[at];
+            let verdict = &mut self.found[usize::from(at)];
             verdict.coin = job.coin;
             verdict.share_difficulty = self.judged.difficulty_of(lane);
             let met = self.judged.share_mask >> lane & 1 == 1;
@@ -225,35 +319,101 @@ impl Validate {
                 verdict.status = ShareStatus::LowDifficulty as u8;
             }
             if block {
-                self.candidate[at] = true;
                 verdict.flags |= flags::BLOCK;
             }
         }
     }
 
+    /// Puts the known roots where the kernel reads them; false when one has gone since it was looked up.
+    fn gather_roots(&mut self, lanes: &[u16]) -> bool {
+        for (lane, &at) in lanes.iter().enumerate() {
+            let at = usize::from(at);
+            let Some(root) = self.roots.root(usize::from(self.root_places[at]), &self.taken[at]) else { return false };
+            for (column, word) in self.judged.root.iter_mut().zip(root) {
+                column[lane] = word;
+            }
+        }
+        true
+    }
+
+    fn keep_roots(&mut self, lanes: &[u16]) {
+        for (lane, &at) in lanes.iter().enumerate() {
+            let at = usize::from(at);
+            let root = std::array::from_fn(|word| self.judged.root[word][lane]);
+            self.roots.keep(usize::from(self.root_places[at]), &self.taken[at], root);
+        }
+    }
+
+    /// Recomputes, by the scalar kernel, the share whose turn it is and every block candidate of the batch. Where the two differ the scalar result stands;
+    /// false when they did.
+    fn crosscheck(&mut self, job: &ValidatedJob, lanes: &[u16]) -> bool {
+        let mut to_check = self.judged.network_mask;
+        if self.crosscheck_in < lanes.len() as u64 {
+            to_check |= 1 << self.crosscheck_in;
+            // xorshift64: any spread will do.
+            self.dice ^= self.dice << 13;
+            self.dice ^= self.dice >> 7;
+            self.dice ^= self.dice << 17;
+            self.crosscheck_in += CROSSCHECK_EVERY - BATCH as u64 / 2 + self.dice % BATCH as u64;
+        }
+        self.crosscheck_in -= lanes.len() as u64;
+        let mut agreed = true;
+        while to_check != 0 {
+            let lane = to_check.trailing_zeros() as usize;
+            to_check &= to_check - 1;
+            let at = usize::from(lanes[lane]);
+            let submit = &self.taken[at];
+            let hash = job.hash(submit.extranonce1, submit.extranonce2, submit.version, submit.ntime, submit.nonce);
+            let met = Work::new(submit.work).target().is_met_by(&hash);
+            let block = job.network_target.is_met_by(&hash);
+            self.counts.share_crosschecked += 1;
+            self.block_hash[at] = hash;
+            let judged = &mut self.judged;
+            let same = judged.hash_of(lane) == hash
+                && (judged.share_mask >> lane & 1 == 1) == met
+                && (judged.network_mask >> lane & 1 == 1) == block;
+            if !same {
+                agreed = false;
+                self.counts.kernel_disagreed += 1;
+                correct(judged, lane, &hash, met, block);
+            }
+        }
+        agreed
+    }
+
     /// Credits a share that met its target: test and set, so that twins in one batch cannot both pass.
-    fn emit(&mut self, at: usize) {
-        let submit = self.taken[at];
-        let index = submit.job as usize % DUPLICATE_TABLES;
-        let inserted = self.tables[index].insert(&submit);
+    fn credit(&mut self, at: usize) {
+        let submit = &self.taken[at];
+        let index = index_of(submit.job);
+        let inserted = self.tables[index].insert(submit, self.hashes[at]);
         let verdict = &mut self.found[at];
         verdict.status = match inserted {
             Inserted::New => ShareStatus::Accepted,
             Inserted::Duplicate => ShareStatus::Duplicate,
             Inserted::Full => ShareStatus::Overload,
         } as u8;
+        if verdict.flags & flags::BLOCK == 0 {
+            return;
+        }
         if inserted == Inserted::Duplicate {
             verdict.flags &= !flags::BLOCK;
-        } else if self.candidate[at] {
+        } else {
             self.report_block(at, index);
         }
     }
 
-    /// Recomputes a candidate by the scalar kernel and hands it to chain; with a full ring the row says that chain must take it from the log.
+    /// A share of too much work whose twin of less work was credited in this pass is a duplicate, as it would be in the next.
+    fn look_again(&mut self, at: usize) {
+        let submit = &self.taken[at];
+        if submit.status == Submit::PENDING && self.tables[index_of(submit.job)].contains(submit, self.hashes[at]) {
+            self.found[at].status = ShareStatus::Duplicate as u8;
+        }
+    }
+
+    /// Hands a candidate, which the scalar kernel has confirmed, to chain; with a full ring the row says that chain must take it from the log.
     fn report_block(&mut self, at: usize, index: usize) {
         let submit = &self.taken[at];
         let Some(job) = &self.jobs[index] else { return };
-        let hash = job.hash(submit.extranonce1, submit.extranonce2, submit.version, submit.ntime, submit.nonce);
         self.counts.block_found += 1;
         let candidate = BlockCandidate {
             job: job.id,
@@ -264,7 +424,7 @@ impl Validate {
             nonce: submit.nonce,
             version: submit.version,
             worker: WorkerId(submit.worker),
-            hash,
+            hash: self.block_hash[at],
             arrival_us: submit.arrival_us,
         };
         if self.ports.blocks.push(candidate).is_err() {
@@ -274,6 +434,22 @@ impl Validate {
     }
 }
 
+/// Puts what the scalar kernel found for a lane in the place of what another kernel had.
+fn correct(judged: &mut Judged, lane: usize, hash: &Hash256, met: bool, block: bool) {
+    for (column, bytes) in judged.hash.iter_mut().zip(hash.0.as_chunks::<4>().0) {
+        column[lane] = u32::from_be_bytes(*bytes);
+    }
+    judged.share_mask = judged.share_mask & !(1 << lane) | u32::from(met) << lane;
+    judged.network_mask = judged.network_mask & !(1 << lane) | u32::from(block) << lane;
+}
+
+/// Where the table and the job with this counter stand.
+#[inline(always)]
+fn index_of(counter: u32) -> usize {
+    counter as usize % DUPLICATE_TABLES
+}
+
+#[inline(always)]
 fn verdict_of(submit: &Submit) -> Verdict {
     Verdict {
         worker: submit.worker,
@@ -298,20 +474,15 @@ impl Stage for Validate {
     fn step(&mut self) -> Regime {
         self.take_jobs();
         let room = self.ports.verdicts.room().min(TAKE);
-        let inputs = self.ports.submits.len();
         if room == 0 {
             return if self.ports.submits.iter().any(|ring| ring.available() > 0) { Regime::Backpressure } else { Regime::CaughtUp };
         }
         // Acquire pairs with the Release of a net that has drained: what it sent is visible after it.
         let nets_running = self.ports.nets_running.load(Ordering::Acquire);
-        for _ in 0..inputs {
-            let input = self.next_input;
-            self.next_input = (self.next_input + 1) % inputs;
-            let count = self.ports.submits[input].take_into(&mut self.taken[..room]);
-            if count > 0 {
-                self.judge(count);
-                return Regime::Processing;
-            }
+        let count = self.take(room);
+        if count > 0 {
+            self.judge(count);
+            return Regime::Processing;
         }
         if self.draining && nets_running == 0 && !self.finished {
             self.finished = true;
@@ -322,7 +493,8 @@ impl Stage for Validate {
 
     fn housekeeping(&mut self) {
         self.counts.duplicate_table_used = self.tables.iter().map(|table| table.used() as u64).max().unwrap_or(0);
-        self.counts.duplicate_table_newest_used = self.tables[self.newest as usize % DUPLICATE_TABLES].used() as u64;
+        self.counts.duplicate_table_newest_used = self.tables[index_of(self.newest)].used() as u64;
+        (self.counts.root_looked_up, self.counts.root_hit) = self.roots.counts();
         self.counts.publish(&self.ports.metrics);
         self.ports.submits.iter().for_each(Rx::publish);
         self.ports.verdicts.publish();
