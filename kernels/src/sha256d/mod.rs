@@ -1,103 +1,101 @@
 //! SHA-256d of whole shares: contract and dispatch. Source of the construction: Bitcoin block headers and merkle trees; Stratum V1 coinbase from parts.
-use otedama_primitives::{Hash256, Job, Target};
+//!
+//! The instruction set is chosen once, at boot. `scalar` is the definition; the others agree with it bit for bit (tests.rs).
+use otedama_primitives::Hash256;
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod compare;
+#[cfg(target_arch = "x86_64")]
+mod lanes;
 pub mod scalar;
+#[cfg(target_arch = "x86_64")]
+mod shani;
+mod table;
+
+pub use table::JobTable;
 
 /// Shares a batch holds at most.
 pub const BATCH: usize = 32;
 /// Extranonce1 (4 bytes) and extranonce2 (up to 8).
 pub const EXTRANONCE_BYTES_MAX: usize = 12;
 
-/// An instruction set that this CPU has. Chosen once, at boot.
+/// An instruction set that this CPU has. Chosen once, at boot; only `available` makes one that not every CPU has.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Isa {
-    /// Any CPU.
+    /// Any CPU: the scalar kernel.
     Portable,
+    /// 8 lanes.
+    #[non_exhaustive]
+    Avx2,
+    /// SHA extensions, one to five streams.
+    #[non_exhaustive]
+    ShaNi,
+    /// 2 x 16 lanes; fewer shares by 16 lanes and SHA-NI.
+    #[non_exhaustive]
+    Avx512,
 }
 
 impl Isa {
-    /// Every instruction set this CPU can run, best last.
+    /// Every instruction set this CPU can run, best last (the order that was measured on Zen 4, docs/figures/kernels.json).
     pub fn available() -> Vec<Self> {
-        vec![Self::Portable]
+        let mut available = vec![Self::Portable];
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx2") {
+                available.push(Self::Avx2);
+            }
+            if is_x86_feature_detected!("sha") && is_x86_feature_detected!("ssse3") && is_x86_feature_detected!("sse4.1") {
+                available.push(Self::ShaNi);
+            }
+            if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512vl") {
+                available.push(Self::Avx512);
+            }
+        }
+        available
     }
 
-    /// The one `[layout] isa` asks for: `auto` or a label; None when it is unknown or the CPU lacks it.
+    /// The one `[layout] isa` asks for, ready to hash: `auto` or a name; None when it is unknown or the CPU lacks it.
     pub fn choose(name: &str) -> Option<Self> {
         let available = Self::available();
-        if name == "auto" { available.last().copied() } else { available.into_iter().find(|isa| isa.label() == name) }
+        let chosen = if name == "auto" { available.last().copied() } else { available.into_iter().find(|isa| isa.name() == name) };
+        chosen.inspect(|isa| {
+            isa.cuts();
+        })
     }
 
-    /// Name in config, stats and figures.
+    /// Number of shares from which 16 lanes and 2 x 16 lanes are taken (`BATCH + 1` for never); fewer go through SHA-NI streams. None where lanes do not vary.
+    /// The first call measures them.
+    #[cfg_attr(target_arch = "x86_64", expect(unsafe_code, reason = "the dispatch call"))]
+    pub fn cuts(self) -> Option<(usize, usize)> {
+        match self {
+            // SAFETY: as in `judge`.
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => Some(unsafe { avx512::cuts() }),
+            _ => None,
+        }
+    }
+
+    /// Name in config.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Portable => "portable",
+            Self::Avx2 => "avx2",
+            Self::ShaNi => "shani",
+            Self::Avx512 => "avx512",
+        }
+    }
+
+    /// Name of the kernel in stats and figures: instruction set and groups of lanes or streams.
     pub const fn label(self) -> &'static str {
         match self {
             Self::Portable => "portable",
-        }
-    }
-}
-
-/// What all shares of a job have in common, worked out once per job: the midstate of the coinbase before the extranonce, the padded rest, the branch.
-#[derive(Clone, Debug)]
-pub struct JobTable {
-    midstate: [u32; 8],
-    /// The one or two blocks that hold the extranonce, zeros in its place.
-    head: [u8; 128],
-    head_blocks: u8,
-    extranonce_offset: u8,
-    extranonce_bytes: u8,
-    /// Coinbase blocks after the extranonce, padding included: the same for every share.
-    tail: Vec<[u8; 64]>,
-    branch: Vec<Hash256>,
-    prev_hash: Hash256,
-    nbits: u32,
-    network_target: Target,
-}
-
-impl JobTable {
-    /// Prepares the tables of a job.
-    pub fn new(job: &Job) -> Self {
-        let extranonce_bytes = 4 + usize::from(job.extranonce2_bytes);
-        assert!(extranonce_bytes <= EXTRANONCE_BYTES_MAX, "extranonce2 has at most 8 bytes");
-        let constant_blocks = job.coinbase_prefix.len() / 64;
-        let mut midstate = scalar::INITIAL;
-        for block in job.coinbase_prefix.chunks_exact(64) {
-            let mut copy = [0u8; 64];
-            copy.copy_from_slice(block);
-            sha2::block_api::compress256(&mut midstate, &[copy]);
-        }
-        let mut message = Vec::with_capacity(job.coinbase_bytes() + 72);
-        message.extend_from_slice(&job.coinbase_prefix);
-        message.extend(std::iter::repeat_n(0, extranonce_bytes));
-        message.extend_from_slice(&job.coinbase_suffix);
-        let bits = message.len() as u64 * 8;
-        message.push(0x80);
-        while message.len() % 64 != 56 {
-            message.push(0);
-        }
-        message.extend_from_slice(&bits.to_be_bytes());
-        let rest = &message[constant_blocks * 64..];
-        let offset = job.coinbase_prefix.len() % 64;
-        let head_blocks = (offset + extranonce_bytes).div_ceil(64);
-        let mut head = [0u8; 128];
-        head[..head_blocks * 64].copy_from_slice(&rest[..head_blocks * 64]);
-        let tail = rest[head_blocks * 64..]
-            .chunks_exact(64)
-            .map(|block| {
-                let mut copy = [0u8; 64];
-                copy.copy_from_slice(block);
-                copy
-            })
-            .collect();
-        Self {
-            midstate,
-            head,
-            head_blocks: head_blocks as u8,
-            extranonce_offset: offset as u8,
-            extranonce_bytes: extranonce_bytes as u8,
-            tail,
-            branch: job.branch.to_vec(),
-            prev_hash: job.prev_hash,
-            nbits: job.nbits,
-            network_target: job.network_target,
+            Self::Avx2 => "avx2",
+            Self::ShaNi => "shani",
+            Self::Avx512 => "avx512x2",
         }
     }
 }
@@ -170,19 +168,39 @@ impl Judged {
 
 /// Judges a batch of shares of one job.
 #[inline]
+#[cfg_attr(target_arch = "x86_64", expect(unsafe_code, reason = "the dispatch call"))]
 pub fn judge(isa: Isa, job: &JobTable, batch: &ShareBatch, out: &mut Judged) {
     assert!((1..=BATCH).contains(&(batch.count as usize)), "a batch has 1 to 32 shares");
     match isa {
-        Isa::Portable => scalar::judge(job, batch, out),
+        // SAFETY: such an `Isa` only comes from `Isa::available`, which checked the CPU.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => unsafe { avx2::judge(job, batch, out) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Isa::ShaNi => unsafe { shani::judge(job, batch, out) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => unsafe { avx512::judge(job, batch, out) },
+        _ => scalar::judge(job, batch, out),
     }
 }
 
 /// Judges a batch of shares whose merkle roots are known: `out.root` holds them on entry, in the shape that `judge` leaves. Extranonces are not read.
 #[inline]
+#[cfg_attr(target_arch = "x86_64", expect(unsafe_code, reason = "the dispatch call"))]
 pub fn judge_headers(isa: Isa, job: &JobTable, batch: &ShareBatch, out: &mut Judged) {
     assert!((1..=BATCH).contains(&(batch.count as usize)), "a batch has 1 to 32 shares");
     match isa {
-        Isa::Portable => scalar::judge_headers(job, batch, out),
+        // SAFETY: as in `judge`.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => unsafe { avx2::judge_headers(job, batch, out) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Isa::ShaNi => unsafe { shani::judge_headers(job, batch, out) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => unsafe { avx512::judge_headers(job, batch, out) },
+        _ => scalar::judge_headers(job, batch, out),
     }
 }
 

@@ -14,8 +14,8 @@ const PADDING_64: [u8; 64] = {
     block
 };
 
-/// SHA-256d of any message.
-pub fn sha256d(message: &[u8]) -> Hash256 {
+/// SHA-256 of any message (FIPS 180-4), as words.
+pub fn sha256(message: &[u8]) -> [u32; 8] {
     let mut state = INITIAL;
     let mut blocks = message.chunks_exact(64);
     for block in &mut blocks {
@@ -28,7 +28,12 @@ pub fn sha256d(message: &[u8]) -> Hash256 {
     let end = if rest.len() < 56 { 64 } else { 128 };
     tail[end - 8..end].copy_from_slice(&(message.len() as u64 * 8).to_be_bytes());
     tail[..end].chunks_exact(64).for_each(|block| compress_slice(&mut state, block));
-    Hash256(bytes_of(&second_hash(&state)))
+    state
+}
+
+/// SHA-256d of any message.
+pub fn sha256d(message: &[u8]) -> Hash256 {
+    Hash256(bytes_of(&second_hash(&sha256(message))))
 }
 
 /// SHA-256d of two hashes side by side: one merkle node.
