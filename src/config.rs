@@ -133,7 +133,7 @@ words! {
 words! {
     /// `layout.isa`: the instruction set of the hash kernels.
     Isa {
-        /// The best that this build has and the CPU runs.
+        /// The best that the CPU runs.
         #[default]
         Auto = "auto",
         /// Plain Rust, on every CPU.
@@ -1393,7 +1393,6 @@ const NOT_BUILT: &[(&str, &str, AtRest)] = &[
     ("log.when_full", "when_full = \"rollup\"", |c| c.log.when_full == WhenFull::Refuse),
     ("clickhouse.ca_file", "ca_file", |c| c.clickhouse.ca_file.is_none()),
     ("layout.driver", "driver = \"uring\"", |c| c.layout.driver != Driver::Uring),
-    ("layout.isa", "an isa other than \"auto\" or \"portable\"", |c| matches!(c.layout.isa, Isa::Auto | Isa::Portable)),
 ];
 
 impl Config {
@@ -1688,7 +1687,7 @@ pub fn process_env() -> impl Iterator<Item = (String, String)> {
 fn is_later(key: &Key) -> bool {
     let path = key.path();
     // These have values beside the default that work.
-    let partly = ["log.ack", "layout.driver", "layout.isa"];
+    let partly = ["log.ack", "layout.driver"];
     key.section == "vardiff" || (!partly.contains(&path.as_str()) && NOT_BUILT.iter().any(|(later, ..)| *later == path))
 }
 
@@ -2147,7 +2146,6 @@ mod tests {
             ("[log]\nwhen_full = \"rollup\"", "log.when_full"),
             ("[clickhouse]\nca_file = \"a.pem\"", "clickhouse.ca_file"),
             ("[layout]\ndriver = \"uring\"", "layout.driver"),
-            ("[layout]\nisa = \"avx512\"", "layout.isa"),
         ] {
             let payout = [("OTEDAMA_CHAIN__PAYOUT_ADDRESS", "bc1qar0srrr7xfkvy5l643lydnw9re59gtzzwf5mdq")];
             let config = Config::from_text(text, "pool.toml", env(&payout)).expect(text);
@@ -2162,7 +2160,7 @@ mod tests {
         let vardiff = findings.iter().find(|f| f.key == "vardiff.enabled").expect("a note");
         assert_eq!(vardiff.level, Level::Note);
         assert!(vardiff.message.contains("vardiff comes with a later release; difficulty stays fixed"));
-        for accepted in ["[log]\nack = \"memory\"", "[layout]\ndriver = \"mio\"\nisa = \"portable\"\nnet = \"0-1\""] {
+        for accepted in ["[log]\nack = \"memory\"", "[layout]\ndriver = \"mio\"\nisa = \"avx512\"\nnet = \"0-1\""] {
             let config = load(&format!("{accepted}\n[chain]\nrpc = [\"practice\"]")).expect(accepted);
             assert_eq!(refused(&config), Vec::<String>::new());
         }

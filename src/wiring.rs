@@ -210,13 +210,20 @@ fn random() -> u64 {
     RandomState::new().build_hasher().finish()
 }
 
+/// The kernels that `[layout] isa` names, if this CPU runs them.
+fn chosen_isa(name: &str) -> Result<Isa, StartError> {
+    Isa::choose(name).ok_or_else(|| {
+        let available = Isa::available().iter().map(|isa| format!("\"{}\"", isa.name())).collect::<Vec<_>>().join(", ");
+        StartError::config(format!("[layout] isa = \"{name}\": this CPU does not have it; use \"auto\" or one of {available}"))
+    })
+}
+
 impl Pool {
     /// Starts everything. `started` is when the process began, for `listening_ms`.
     pub fn start(config: &Config, started: Instant) -> Result<Self, StartError> {
         let cores = cores_of(config)?;
         let assembler = assembler_settings(config)?;
-        let isa = Isa::choose(config.layout.isa.name())
-            .ok_or_else(|| StartError::config(format!("[layout] isa \"{}\" is not available on this CPU", config.layout.isa.name())))?;
+        let isa = chosen_isa(config.layout.isa.name())?;
         let clock = WallClock::new();
         let run = RunId::new(config.pool.instance, random() as u32);
         let listeners = listen(&config.stratum.listen)?;

@@ -4,7 +4,6 @@
 //! `scalar` is the definition: every other kernel must agree with it bit for bit.
 #![deny(unsafe_code)]
 
-pub mod merkle;
 pub mod prefetch;
 pub mod sha256d;
 

@@ -36,14 +36,6 @@ pub fn sha256d(message: &[u8]) -> Hash256 {
     Hash256(bytes_of(&second_hash(&sha256(message))))
 }
 
-/// SHA-256d of two hashes side by side: one merkle node.
-pub fn hash_pair(left: &Hash256, right: &Hash256) -> Hash256 {
-    let mut block = [0u8; 64];
-    block[..32].copy_from_slice(&left.0);
-    block[32..].copy_from_slice(&right.0);
-    Hash256(bytes_of(&node(&block)))
-}
-
 fn compress_slice(state: &mut [u32; 8], block: &[u8]) {
     let mut copy = [0u8; 64];
     copy.copy_from_slice(block);
