@@ -1,6 +1,7 @@
 //! The project's own commands: `cargo xtask test` runs every test lane and installs what a lane needs, `cargo xtask figures` measures what the docs quote.
 #![forbid(unsafe_code)]
 
+mod asm;
 mod figures;
 mod install;
 mod lanes;
@@ -16,11 +17,14 @@ const USAGE: &str = "\
 usage: cargo xtask test [--lane quick|node|clickhouse|faults]... [--long]
        cargo xtask figures pipeline|memory|start|kernels [--runs N] [--seconds N] [--no-build]
        cargo xtask figures table [--check]
+       cargo xtask asm
 
 test     runs the lanes (all without --lane) and installs a lane's Debian packages where they are missing.
          The last line is `N passed, N failed, N skipped`; --long takes the sizes of a release instead of those of CI.
 figures  measures a topic on this machine and writes docs/figures/<topic>.json; `table` puts the figures into README.md and
          docs/kernels.md, and with --check only says whether they stand there already.
+
+asm      compiles the AVX-512 kernels and fails when their loops spill, call or do more than SHA-256 needs.
 
 examples:
   cargo xtask test --lane quick
@@ -36,6 +40,7 @@ fn main() -> ExitCode {
         ["figures", topic, rest @ ..] => {
             figures::Request::parse(topic, rest).and_then(|request| figures::run(&root(), &request)).map(|()| true)
         }
+        ["asm"] => asm::run(&root()),
         ["help" | "--help" | "-h"] => {
             println!("{USAGE}");
             return ExitCode::SUCCESS;
