@@ -214,10 +214,11 @@ fn cpu_model() -> String {
 
 fn conditions(plan: Plan, best: Isa, isas: &[Isa]) -> String {
     let known: Vec<&str> = isas.iter().map(|isa| isa.label()).collect();
+    let cuts = best.cuts().map_or_else(String::new, |(one, two)| format!(", 16 lanes from {one} shares and 2 x 16 from {two}"));
     format!(
         "one process on one pinned core, all variants in turn; {} samples of about 60 us each, calibrated by a dependent chain beside each sample, 2nd percentile; \
          {COINBASE_BYTES}-byte coinbase with the extranonce in its 2nd block, {LEVELS} merkle levels, batches of {BATCH}, unique extranonce2, unless the name says another; \
-         every variant compared with sha2 first; this CPU: {}, {}, best {}",
+         every variant compared with sha2 first; this CPU: {}, {}, best {}{cuts}",
         plan.samples,
         cpu_model(),
         known.join(", "),
