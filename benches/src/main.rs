@@ -4,8 +4,10 @@
 
 mod cycles;
 mod figure;
+mod frames;
 mod kernels;
 mod reference;
+mod stage;
 
 use figure::{Figure, Plan};
 use std::process::ExitCode;
@@ -13,7 +15,7 @@ use std::process::ExitCode;
 type Suite = fn(Plan) -> Result<Vec<Figure>, String>;
 
 /// Every suite by its name, in the order they run.
-const SUITES: [(&str, Suite); 1] = [("kernels", kernels::run)];
+const SUITES: [(&str, Suite); 2] = [("kernels", kernels::run), ("stage", stage::run)];
 
 const USAGE: &str = "\
 usage: benches [SUITE]... [--core N] [--samples N]
