@@ -167,16 +167,15 @@ pub fn median(values: &[f64]) -> f64 {
     }
 }
 
-/// Model and number of the cores.
+/// Model and number of the cores. Family and model tell apart what a vendor sells under one name.
 pub fn cpu() -> String {
     let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = text
-        .lines()
-        .find_map(|line| line.strip_prefix("model name"))
-        .and_then(|rest| rest.split_once(": "))
-        .map_or("unknown", |(_, model)| model.trim());
+    let field = |name: &str| {
+        let value = |line: &str| line.split_once(':').filter(|(key, _)| key.trim() == name).map(|(_, value)| value.trim().to_owned());
+        text.lines().find_map(value).unwrap_or_else(|| "unknown".to_owned())
+    };
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    format!("{model}, {cores} cores")
+    format!("{} (family {} model {}), {cores} cores", field("model name"), field("cpu family"), field("model"))
 }
 
 /// The commit that is measured, with `-dirty` where tracked files differ from it.
