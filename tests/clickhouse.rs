@@ -6,7 +6,8 @@ mod server;
 
 use loadgen::engine::EngineConfig;
 use loadgen::ledger::LedgerSink;
-use loadgen::run::{RunConfig, RunReport};
+use loadgen::report::RunReport;
+use loadgen::run::RunConfig;
 use loadgen::session::Behaviour;
 use otedama_primitives::ShareStatus;
 use otedama_sharelog::scan::{Filter, rows};
@@ -195,23 +196,18 @@ fn clickhouse_reconciliation_finds_a_row_that_was_dropped_and_one_that_was_doubl
 /// Paced load for a time, on connections of its own.
 fn paced(pool: &Server, site: &Site, seed: u64, seconds: f64) -> RunReport {
     let engine = EngineConfig {
-        target: pool.stratum,
         connections: 64,
         behaviour: behaviour(seed, &format!("ship{seed}")),
-        reconnect: false,
         ledger: LedgerSink::File(site.ledger()),
         // Together 6,400 shares a second: a latency under load, not that of a queue that is always full.
         pace_shares_per_s: 100.0,
+        ..EngineConfig::new(pool.stratum)
     };
     let config = RunConfig {
-        engine,
         window: Duration::from_secs_f64(seconds),
         warmup: Duration::ZERO,
-        repeat: 1,
-        shares: None,
-        server_pid: None,
-        against: None,
         set_up_limit: PATIENCE,
+        ..RunConfig::new(engine)
     };
     let report = loadgen::run::run(config, &AtomicBool::new(false)).expect("the load generator");
     assert_eq!(report.totals.wrong, 0, "{:#?}", report.totals.wrong_kept);
@@ -265,8 +261,8 @@ fn clickhouse_stopped_under_load_and_started_again_misses_nothing_and_no_miner_n
         "{submits:?} submits before, during and after {seconds} s without a server ({}); seen by miners, us: quiet {:?}, outage {:?}; by the pool since its start: \
          {quiet_pool} before, {outage_pool} at the end of the outage; all shipped {caught_up:.1} s after the start of the server",
         if long() { "long" } else { "CI" },
-        quiet.latency_us,
-        outage.latency_us
+        quiet.latency_us(),
+        outage.latency_us()
     );
     site.assert_no_panic();
 }

@@ -14,18 +14,23 @@ pub enum Style {
     Nerdminer,
     /// ASIC firmware: params first, the id is a string, six parameters, rolls the version.
     Firmware,
+    /// ESP32 and older ESP-Miner forks: id first with blanks, five parameters.
+    Esp32,
+    /// The dialects of ASIC machines in turn: firmware, cgminer, esp-miner.
+    Asic,
     /// Connection n writes in the n-th style, round and round.
     Mixed,
 }
 
 impl Style {
     /// Every style that is one dialect.
-    pub const DIALECTS: [Self; 5] = [Self::EspMiner, Self::Cgminer, Self::Cpuminer, Self::Nerdminer, Self::Firmware];
+    pub const DIALECTS: [Self; 6] = [Self::EspMiner, Self::Cgminer, Self::Cpuminer, Self::Nerdminer, Self::Firmware, Self::Esp32];
 
     /// The dialect of a connection, as an index into `DIALECTS`.
     pub fn dialect_index(self, connection: usize) -> usize {
         match self {
             Self::Mixed => connection % Self::DIALECTS.len(),
+            Self::Asic => [Self::Firmware, Self::Cgminer, Self::EspMiner][connection % 3].dialect_index(connection),
             style => Self::DIALECTS.iter().position(|&dialect| dialect == style).unwrap_or(0),
         }
     }
@@ -38,6 +43,8 @@ impl Style {
             Self::Cpuminer => "cpuminer",
             Self::Nerdminer => "nerdminer",
             Self::Firmware => "firmware",
+            Self::Esp32 => "esp32",
+            Self::Asic => "asic",
             Self::Mixed => "mixed",
         }
     }
@@ -67,7 +74,7 @@ pub struct Dialect {
 }
 
 /// The dialects, in the order of `Style::DIALECTS`.
-pub static DIALECTS: [Dialect; 5] = [
+pub static DIALECTS: [Dialect; 6] = [
     Dialect {
         id_first: true,
         before: r#"{"id":"#,
@@ -127,6 +134,18 @@ pub static DIALECTS: [Dialect; 5] = [
         short_nonce: false,
         fixed_id: None,
         string_id: true,
+    },
+    Dialect {
+        id_first: true,
+        before: r#"{"id": "#,
+        open: r#", "method": "mining.submit", "params": ["#,
+        separator: ", ",
+        close: "]}\n",
+        after: "",
+        rolls_version: false,
+        short_nonce: false,
+        fixed_id: None,
+        string_id: false,
     },
 ];
 
@@ -392,6 +411,14 @@ mod tests {
             line(4, &fields(), Flaw::None),
             "{\"params\": [\"a.b\", \"0000beef\", \"000001ab\", \"6b00dbcb\", \"000187d2\", \"1fffe000\"], \"id\": \"17\", \"method\": \"mining.submit\"}\n"
         );
+    }
+
+    #[test]
+    fn every_style_has_a_dialect_for_every_connection() {
+        for style in <Style as ValueEnum>::value_variants() {
+            assert!((0..20).all(|connection| style.dialect_index(connection) < DIALECTS.len()));
+        }
+        assert_eq!((0..4).map(|connection| Style::Asic.dialect_index(connection)).collect::<Vec<_>>(), [4, 1, 0, 4]);
     }
 
     #[test]

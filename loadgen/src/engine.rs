@@ -2,12 +2,15 @@
 use crate::cpu;
 use crate::ledger::{Ledger, LedgerError, LedgerSink};
 use crate::session::{Behaviour, Mode, Session, SessionError, Shared};
-use crate::totals::LiveCounters;
+use crate::socket::{self, SocketOrder};
+use crate::totals::{Latencies, LiveCounters};
 use mio::net::TcpStream;
+use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -30,6 +33,18 @@ const SLEEP_PACED: Duration = Duration::from_millis(2);
 const LEDGER_FLUSH: Duration = Duration::from_millis(100);
 /// A run that ends by its number of shares gives up on a server that owes answers and has sent none for so long.
 const STALL: Duration = Duration::from_secs(15);
+/// Open loop: how far ahead shares are mined, so that their hashing is not part of their latency.
+const AHEAD_US: u64 = 2_000;
+/// Open loop: how many wait at most.
+const AHEAD_SHARES: usize = 256;
+/// Open loop: shares that are written or mined between two looks at the sockets, so that answers are not read late.
+const BETWEEN_LOOKS: usize = 8;
+/// Open loop: gaps shorter than this are spun through; a sleep ends so long before the next share is due, as waking up takes its time.
+const WAKE_UP_US: u64 = 60;
+/// Event token of the timer; connections count from 0.
+const TIMER: Token = Token(usize::MAX);
+/// Connections from which on an end is a reset: TIME_WAIT would fill the table of ports.
+const RESET_FROM: usize = 5_000;
 
 /// A farm as it is ordered.
 #[derive(Clone, Debug)]
@@ -46,11 +61,49 @@ pub struct EngineConfig {
     pub ledger: LedgerSink,
     /// At most so many shares a second from each connection; 0 for as many as the closed loop gives.
     pub pace_shares_per_s: f64,
+    /// Open loop: shares per second of the whole farm, sent by the clock whatever the answers; 0 for the closed loop. Needs `Behaviour::open_loop`.
+    pub rate_shares_per_s: f64,
+    /// Connections are started evenly over this time.
+    pub ramp: Duration,
+}
+
+impl EngineConfig {
+    /// 64 connections in a closed loop without a limit.
+    pub fn new(target: SocketAddr) -> Self {
+        Self {
+            target,
+            connections: 64,
+            behaviour: Behaviour::default(),
+            reconnect: false,
+            ledger: LedgerSink::None,
+            pace_shares_per_s: 0.0,
+            rate_shares_per_s: 0.0,
+            ramp: Duration::ZERO,
+        }
+    }
 }
 
 /// Why a farm cannot go on.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
+    /// The timer of the open loop.
+    #[error("cannot {operation} a timer: {source}")]
+    Timer {
+        /// What was tried.
+        operation: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// More sockets than this process may open.
+    #[error(
+        "{connections} connections need more than the {limit} files that this process may open (ulimit -Hn); spread them with --processes"
+    )]
+    FileLimit {
+        /// Connections ordered.
+        connections: usize,
+        /// The limit.
+        limit: u64,
+    },
     /// epoll.
     #[error("cannot {operation} epoll: {source}")]
     Poll {
@@ -101,6 +154,80 @@ struct Connection {
     is_counted_ready: bool,
     paced_from: Instant,
     paced_sent: u64,
+    /// Counts the connections that this one has been.
+    life: u32,
+}
+
+/// The timetable of an open loop: share `next` leaves `next` intervals after `start_us`, from the connections in turn.
+struct Schedule {
+    interval_us: f64,
+    start_us: u64,
+    next: u64,
+    /// The connection whose turn is next.
+    turn: usize,
+    running: bool,
+    timer: OwnedFd,
+    /// Mined and waiting for their time, in order.
+    ahead: VecDeque<Ahead>,
+    spare: Vec<Vec<u8>>,
+    lateness: Latencies,
+    /// Shares that the timetable wanted out by the end of a stretch and that the generator had not got to.
+    behind: u64,
+}
+
+/// A share that waits for its time.
+struct Ahead {
+    due_us: u64,
+    index: usize,
+    life: u32,
+    measured: bool,
+    line: Vec<u8>,
+}
+
+impl Schedule {
+    fn new(rate: f64, poll: &Poll) -> Result<Self, EngineError> {
+        use rustix::time::{TimerfdClockId, TimerfdFlags, timerfd_create};
+        let failed = |operation| move |source: io::Error| EngineError::Timer { operation, source };
+        let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)
+            .map_err(|error| failed("create")(error.into()))?;
+        poll.registry().register(&mut SourceFd(&timer.as_raw_fd()), TIMER, Interest::READABLE).map_err(failed("watch"))?;
+        Ok(Self {
+            interval_us: 1e6 / rate,
+            start_us: 0,
+            next: 0,
+            turn: 0,
+            running: false,
+            timer,
+            ahead: VecDeque::new(),
+            spare: Vec::new(),
+            lateness: Latencies::default(),
+            behind: 0,
+        })
+    }
+
+    fn due_us(&self) -> u64 {
+        self.start_us + (self.next as f64 * self.interval_us) as u64
+    }
+
+    fn begin(&mut self, now_us: u64) {
+        (self.running, self.start_us, self.next) = (true, now_us, 0);
+    }
+
+    fn pass_turn(&mut self, connections: usize) {
+        self.next += 1;
+        self.turn = (self.turn + 1) % connections;
+    }
+
+    /// Wakes the poll in so many microseconds, at least one.
+    fn arm(&self, in_us: u64) -> Result<(), EngineError> {
+        use rustix::time::{Itimerspec, TimerfdTimerFlags, Timespec, timerfd_settime};
+        let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let value = Timespec { tv_sec: (in_us / 1_000_000) as i64, tv_nsec: ((in_us % 1_000_000).max(1) * 1_000) as i64 };
+        match timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &Itimerspec { it_interval: zero, it_value: value }) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(EngineError::Timer { operation: "set", source: error.into() }),
+        }
+    }
 }
 
 /// A farm in motion; belongs to one thread.
@@ -120,6 +247,9 @@ pub struct Engine {
     out: Vec<u8>,
     started: Instant,
     blocked: Duration,
+    /// Part of `blocked` that was spun through.
+    spun: Duration,
+    schedule: Option<Schedule>,
     ledger_flushed: Instant,
     trouble: String,
     live: Option<Arc<LiveCounters>>,
@@ -128,7 +258,11 @@ pub struct Engine {
 impl Engine {
     /// Prepares a farm; no connection is made before it is pumped.
     pub fn new(config: EngineConfig) -> Result<Self, EngineError> {
-        raise_file_limit();
+        let limit = raise_file_limit();
+        // A margin for epoll, the timer, the ledger and what the process has open already.
+        if limit < config.connections as u64 + 32 {
+            return Err(EngineError::FileLimit { connections: config.connections, limit });
+        }
         let poll = Poll::new().map_err(|source| EngineError::Poll { operation: "create", source })?;
         let now = Instant::now();
         let ledger = Ledger::open(&config.ledger)?;
@@ -143,11 +277,16 @@ impl Engine {
                 is_counted_ready: false,
                 paced_from: now,
                 paced_sent: 0,
+                life: 0,
             })
             .collect();
+        let schedule = if config.rate_shares_per_s > 0.0 { Some(Schedule::new(config.rate_shares_per_s, &poll)?) } else { None };
+        let step = config.ramp.div_f64(config.connections.max(1) as f64);
         Ok(Self {
             shared: Shared::new(config.behaviour.clone(), config.connections, ledger),
-            retries: (0..config.connections).map(|index| (now, index)).collect(),
+            retries: (0..config.connections).map(|index| (now + step.mul_f64(index as f64), index)).collect(),
+            schedule,
+            spun: Duration::ZERO,
             config,
             poll,
             events: Events::with_capacity(1024),
@@ -187,6 +326,16 @@ impl Engine {
         self.blocked
     }
 
+    /// The part of it that was spun through, which costs CPU time but is no work.
+    pub fn spun(&self) -> Duration {
+        self.spun
+    }
+
+    /// Open loop: how late shares left while the connection could take them, microseconds, and how many the generator had not got to in time.
+    pub fn lateness(&mut self) -> Option<(&hdrhistogram::Histogram<u64>, u64)> {
+        self.schedule.as_mut().map(|schedule| (schedule.lateness.histogram(), schedule.behind))
+    }
+
     /// What went wrong last.
     pub fn trouble(&self) -> &str {
         &self.trouble
@@ -198,23 +347,31 @@ impl Engine {
         // Relaxed here and below: the flag carries no data.
         while self.ready < self.connections.len() && !stop.load(Ordering::Relaxed) {
             if started.elapsed() >= limit {
-                return Err(EngineError::NotReady {
-                    target: self.config.target,
-                    ready: self.ready,
-                    connections: self.connections.len(),
-                    seconds: started.elapsed().as_secs_f64(),
-                    trouble: self.trouble.clone(),
-                });
+                return Err(self.not_ready(started.elapsed()));
             }
             self.turn(started + limit, sending, true)?;
         }
         Ok(())
     }
 
-    /// Runs the closed loop until `until`, the stop flag, or the last of the submits that may be sent.
+    /// The error of a farm that is not complete after so long.
+    pub fn not_ready(&self, after: Duration) -> EngineError {
+        EngineError::NotReady {
+            target: self.config.target,
+            ready: self.ready,
+            connections: self.connections.len(),
+            seconds: after.as_secs_f64(),
+            trouble: self.trouble.clone(),
+        }
+    }
+
+    /// Runs the loop, open or closed, until `until`, the stop flag, or the last of the submits that may be sent.
     pub fn pump(&mut self, until: Instant, stop: &AtomicBool) -> Result<(), EngineError> {
-        for index in 0..self.connections.len() {
-            self.queue(index);
+        let now_us = self.elapsed_us();
+        match &mut self.schedule {
+            Some(schedule) if schedule.running => {}
+            Some(schedule) => schedule.begin(now_us),
+            None => (0..self.connections.len()).for_each(|index| self.queue(index)),
         }
         let is_counted = self.shared.submits_left != u64::MAX;
         let (mut answered, mut answered_at) = (self.shared.totals.answered(), Instant::now());
@@ -240,6 +397,7 @@ impl Engine {
 
     /// Sends nothing more and takes answers until there is none left to come, or until the limit.
     pub fn drain(&mut self, limit: Duration) -> Result<(), EngineError> {
+        self.halt_schedule();
         let until = Instant::now() + limit;
         while self.outstanding() > 0 && Instant::now() < until && self.dead < self.connections.len() {
             self.turn(until, false, false)?;
@@ -249,6 +407,7 @@ impl Engine {
 
     /// Closes every connection, books what has no answer, and closes the ledger; its text where it was kept in memory.
     pub fn finish(&mut self) -> Result<Option<Vec<u8>>, EngineError> {
+        self.shared.now_us = self.elapsed_us();
         for connection in &mut self.connections {
             connection.stream = None;
             connection.session.abandon(&mut self.shared);
@@ -262,6 +421,9 @@ impl Engine {
 
     /// One pass: connect, poll, read, and hash and write for a slice. `setting_up`: failures are tried again whatever the orders.
     fn turn(&mut self, until: Instant, sending: bool, setting_up: bool) -> Result<(), EngineError> {
+        if sending && !setting_up && self.schedule.is_some() {
+            return self.turn_by_the_clock(until);
+        }
         let now = Instant::now();
         self.connect_due(now, setting_up);
         let paced = self.config.pace_shares_per_s > 0.0;
@@ -278,17 +440,34 @@ impl Engine {
             let sleep = if sending && paced { SLEEP_PACED } else { SLEEP_MAX };
             sleep.min(retry_in).min(until.saturating_duration_since(now))
         };
-        match self.poll.poll(&mut self.events, Some(timeout)) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => self.events.clear(),
-            Err(source) => return Err(EngineError::Poll { operation: "wait on", source }),
-        }
+        self.poll_once(timeout)?;
         if !timeout.is_zero() {
             self.blocked += now.elapsed();
         }
+        self.on_events(setting_up);
+        if sending {
+            self.mine(Instant::now() + SLICE, setting_up);
+        }
+        self.flush_ledger()?;
+        self.publish();
+        Ok(())
+    }
+
+    fn poll_once(&mut self, timeout: Duration) -> Result<(), EngineError> {
+        match self.poll.poll(&mut self.events, Some(timeout)) {
+            Ok(()) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                self.events.clear();
+                Ok(())
+            }
+            Err(source) => Err(EngineError::Poll { operation: "wait on", source }),
+        }
+    }
+
+    fn on_events(&mut self, setting_up: bool) {
         // Taken out for the time of the loop; an empty one costs no allocation.
         let events = std::mem::replace(&mut self.events, Events::with_capacity(0));
-        for event in &events {
+        for event in events.iter().filter(|event| event.token() != TIMER) {
             let index = event.token().0;
             if event.is_writable() {
                 self.on_writable(index, setting_up);
@@ -299,12 +478,124 @@ impl Engine {
             self.queue(index);
         }
         self.events = events;
-        if sending {
-            self.mine(Instant::now() + SLICE, setting_up);
+    }
+
+    fn elapsed_us(&self) -> u64 {
+        self.started.elapsed().as_micros() as u64
+    }
+
+    /// One pass of the open loop: what is due leaves, what will be due soon is mined, and the rest of the time is the sockets'.
+    fn turn_by_the_clock(&mut self, until: Instant) -> Result<(), EngineError> {
+        let now = Instant::now();
+        let mut worked = false;
+        for _ in 0..BETWEEN_LOOKS {
+            if !self.step_schedule(until) {
+                break;
+            }
+            worked = true;
         }
+        let now_us = self.elapsed_us();
+        let next_us = self.schedule.as_ref().map_or(0, |schedule| match schedule.ahead.front() {
+            Some(front) => front.due_us,
+            None => schedule.due_us(),
+        });
+        let gap_us =
+            next_us.saturating_sub(now_us).min(SLEEP_MAX.as_micros() as u64).min(until.saturating_duration_since(now).as_micros() as u64);
+        let sleeps = !worked && gap_us > WAKE_UP_US;
+        if sleeps && let Some(schedule) = &self.schedule {
+            schedule.arm(gap_us - WAKE_UP_US)?;
+        }
+        let asked = Instant::now();
+        self.poll_once(if sleeps { SLEEP_MAX } else { Duration::ZERO })?;
+        if sleeps {
+            self.blocked += asked.elapsed();
+        }
+        let idle = !sleeps && !worked && self.events.is_empty();
+        self.on_events(false);
+        self.connect_due(now, false);
         self.flush_ledger()?;
         self.publish();
+        if idle {
+            let spun = now.elapsed();
+            self.blocked += spun;
+            self.spun += spun;
+        }
         Ok(())
+    }
+
+    /// Writes the next share if it is due, or mines one ahead; false when neither is wanted now.
+    fn step_schedule(&mut self, until: Instant) -> bool {
+        let now_us = self.elapsed_us();
+        let Some(schedule) = &mut self.schedule else { return false };
+        if schedule.ahead.front().is_some_and(|front| front.due_us <= now_us) {
+            self.write_ahead(now_us);
+            return true;
+        }
+        let (index, due_us) = (schedule.turn, schedule.due_us());
+        if due_us > now_us + AHEAD_US || schedule.ahead.len() >= AHEAD_SHARES || self.shared.submits_left == 0 {
+            return false;
+        }
+        let connection = &mut self.connections[index];
+        let mut line = schedule.spare.pop().unwrap_or_default();
+        line.clear();
+        let count = if connection.is_up {
+            connection.session.fill(&mut self.shared, 1, &mut line, until.min(Instant::now() + SLICE_ALONE))
+        } else {
+            0
+        };
+        if count == 0 {
+            schedule.spare.push(line);
+            if connection.is_up && connection.session.room(&self.shared) > 0 {
+                // A hard share is still being looked for: its turn stays.
+                return due_us <= now_us;
+            }
+            self.shared.totals.missed += 1;
+            schedule.pass_turn(self.connections.len());
+            return true;
+        }
+        connection.session.stamp(count, due_us);
+        schedule.ahead.push_back(Ahead { due_us, index, life: connection.life, measured: self.shared.latencies.recording, line });
+        schedule.pass_turn(self.connections.len());
+        true
+    }
+
+    /// Writes the share that waits in front.
+    fn write_ahead(&mut self, now_us: u64) {
+        let Some(schedule) = &mut self.schedule else { return };
+        let Some(ahead) = schedule.ahead.pop_front() else { return };
+        let connection = &mut self.connections[ahead.index];
+        // A connection that broke has booked the share with all others in flight.
+        if connection.life == ahead.life && connection.is_up {
+            if !connection.backlog.is_empty() {
+                connection.backlog.extend_from_slice(&ahead.line);
+            } else {
+                if ahead.measured {
+                    schedule.lateness.record(now_us.saturating_sub(ahead.due_us));
+                }
+                self.out.clear();
+                self.out.extend_from_slice(&ahead.line);
+                self.write_out(ahead.index, false);
+            }
+        }
+        if let Some(schedule) = &mut self.schedule {
+            schedule.spare.push(ahead.line);
+        }
+    }
+
+    /// Ends the timetable: what was mined leaves now, and what the generator had not got to is counted.
+    fn halt_schedule(&mut self) {
+        let now_us = self.elapsed_us();
+        let Some(schedule) = &mut self.schedule else { return };
+        if !std::mem::take(&mut schedule.running) {
+            return;
+        }
+        let due = ((now_us.saturating_sub(schedule.start_us)) as f64 / schedule.interval_us) as u64;
+        if self.shared.submits_left > 0 {
+            schedule.behind += due.saturating_sub(schedule.next);
+        }
+        while self.schedule.as_ref().is_some_and(|schedule| !schedule.ahead.is_empty()) {
+            self.write_ahead(now_us);
+        }
     }
 
     fn publish(&self) {
@@ -326,7 +617,10 @@ impl Engine {
     fn connect_due(&mut self, now: Instant, setting_up: bool) {
         while self.connecting < CONNECTING_MAX && self.retries.front().is_some_and(|(when, _)| *when <= now) {
             let Some((_, index)) = self.retries.pop_front() else { break };
-            let connected = TcpStream::connect(self.config.target).and_then(|mut stream| {
+            let number = self.config.behaviour.first_connection + index;
+            let reset_on_close = self.connections.len() >= RESET_FROM || number >= socket::PER_SOURCE;
+            let order = SocketOrder { source: socket::source_of(self.config.target, number), receive_bytes: None, reset_on_close };
+            let connected = socket::connect(self.config.target, order).and_then(|mut stream| {
                 self.poll.registry().register(&mut stream, Token(index), Interest::READABLE | Interest::WRITABLE)?;
                 Ok(stream)
             });
@@ -413,6 +707,7 @@ impl Engine {
                 Err(error) => return self.down(index, &format!("read: {error}"), setting_up),
             };
             let now_us = self.started.elapsed().as_micros() as u64;
+            self.shared.now_us = now_us;
             let data = &self.buffer[..kept + count];
             let taken = match connection.session.on_bytes(&mut self.shared, data, now_us) {
                 Ok(taken) => taken,
@@ -442,6 +737,7 @@ impl Engine {
 
     /// The connection is gone.
     fn down(&mut self, index: usize, trouble: &str, setting_up: bool) {
+        self.shared.now_us = self.started.elapsed().as_micros() as u64;
         self.trouble.clear();
         self.trouble.push_str(trouble);
         let connection = &mut self.connections[index];
@@ -453,6 +749,7 @@ impl Engine {
         // Dropping a stream closes it, which takes it out of epoll.
         connection.stream = None;
         connection.is_up = false;
+        connection.life += 1;
         connection.backlog.clear();
         connection.partial.clear();
         connection.session.abandon(&mut self.shared);
@@ -464,6 +761,15 @@ impl Engine {
             self.retries.push_back((Instant::now() + BACK_OFF, index));
         } else {
             self.dead += 1;
+        }
+    }
+
+    /// Breaks every connection at once; what was in flight is unanswered, and all are tried again.
+    pub fn break_all(&mut self) {
+        for index in 0..self.connections.len() {
+            if self.connections[index].stream.is_some() {
+                self.down(index, "broken on purpose", true);
+            }
         }
     }
 
@@ -483,7 +789,7 @@ impl Engine {
 
     /// Puts a connection in line for hashing if it has room.
     fn queue(&mut self, index: usize) {
-        if self.shared.behaviour.mode == Mode::Idle || self.connections[index].is_queued {
+        if self.shared.behaviour.mode == Mode::Idle || self.schedule.is_some() || self.connections[index].is_queued {
             return;
         }
         let connection = &self.connections[index];
@@ -517,10 +823,11 @@ impl Engine {
     }
 }
 
-/// Sockets are files: takes what the hard limit gives. A limit that is too low shows up as a connect error.
-pub(crate) fn raise_file_limit() {
+/// Sockets are files: takes what the hard limit gives, and returns it.
+pub fn raise_file_limit() -> u64 {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     // An error leaves the limit as it is.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }

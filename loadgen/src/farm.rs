@@ -113,12 +113,12 @@ impl Farm {
 
 fn work(config: FarmConfig, live: &Arc<LiveCounters>, stop: &AtomicBool) -> Result<FarmSummary, EngineError> {
     let mut engine = Engine::new(EngineConfig {
-        target: config.target,
         connections: config.connections,
         behaviour: config.behaviour,
         reconnect: config.reconnect,
         ledger: config.ledger,
         pace_shares_per_s: config.shares_per_s_per_connection,
+        ..EngineConfig::new(config.target)
     })?;
     engine.publish_to(Arc::clone(live));
     engine.shared.latencies.recording = true;

@@ -2,7 +2,9 @@
 //! every answer. It knows nothing of the server but the protocol, and keeps a ledger that the server's own log can be held against.
 #![forbid(unsafe_code)]
 
+pub mod abuse;
 pub mod answer;
+pub mod compare;
 pub mod cpu;
 pub mod dialect;
 pub mod engine;
@@ -11,7 +13,14 @@ pub mod hash;
 pub mod job;
 pub mod ledger;
 pub mod null;
+pub mod plot;
+pub mod processes;
+pub mod profile;
 pub mod random;
+pub mod report;
 pub mod run;
 pub mod session;
+pub mod socket;
+pub mod statistics;
 pub mod totals;
+pub mod trial;

@@ -1,4 +1,5 @@
 //! A server that judges nothing: it reads lines, finds their ids and answers true. The floor on the machine at hand, below which no server gets.
+use crate::cpu;
 use crate::engine::raise_file_limit;
 use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token};
@@ -21,6 +22,66 @@ pub struct NullError {
     source: io::Error,
 }
 
+/// CPU time that is burnt on top of what serving costs, so that a known difference can be looked for.
+#[derive(Debug)]
+struct Burn {
+    /// Part of the serving time.
+    fraction: f64,
+    turns_per_ns: f64,
+    /// CPU time that the clock itself takes, twice in every pass.
+    clocks_ns: f64,
+    mark_ns: f64,
+    served_ns: f64,
+    burnt_ns: f64,
+}
+
+impl Burn {
+    fn new(percent: f64) -> Self {
+        const TURNS: u64 = 2_000_000;
+        const READINGS: u32 = 1_000;
+        // The quickest of a few: whatever disturbs makes it slower.
+        let quickest = |work: &dyn Fn()| {
+            (0..7)
+                .map(|_| (cpu::thread_seconds(), work(), cpu::thread_seconds()))
+                .map(|(from, (), to)| (to - from) * 1e9)
+                .fold(f64::MAX, f64::min)
+        };
+        let turns_ns = quickest(&|| burn(TURNS));
+        let readings_ns = quickest(&|| {
+            (0..READINGS).for_each(|_| {
+                std::hint::black_box(cpu::thread_seconds());
+            })
+        });
+        Self {
+            fraction: percent / 100.0,
+            turns_per_ns: TURNS as f64 / turns_ns.max(1.0),
+            clocks_ns: 2.0 * readings_ns / f64::from(READINGS),
+            mark_ns: cpu::thread_seconds() * 1e9,
+            served_ns: 0.0,
+            burnt_ns: 0.0,
+        }
+    }
+
+    /// After a pass: burns what the passes so far still owe. What it really took is measured and set off, so that errors do not add up.
+    fn settle(&mut self) {
+        let now_ns = cpu::thread_seconds() * 1e9;
+        self.served_ns += now_ns - self.mark_ns - self.clocks_ns / 2.0;
+        let owed_ns = self.fraction * self.served_ns - self.burnt_ns - self.clocks_ns;
+        burn((owed_ns.max(0.0) * self.turns_per_ns) as u64);
+        self.mark_ns = cpu::thread_seconds() * 1e9;
+        self.burnt_ns += self.mark_ns - now_ns + self.clocks_ns / 2.0;
+    }
+}
+
+/// Work of constant cost per turn that no compiler removes.
+fn burn(turns: u64) {
+    let mut state = turns;
+    for _ in 0..turns {
+        state = std::hint::black_box(state).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(7);
+    }
+    std::hint::black_box(state);
+}
+
 struct Client {
     stream: TcpStream,
     partial: Vec<u8>,
@@ -38,6 +99,7 @@ pub struct Null {
     out: Vec<u8>,
     job: Vec<u8>,
     sessions: u32,
+    burn: Option<Burn>,
 }
 
 impl Null {
@@ -59,7 +121,18 @@ impl Null {
             out: Vec::with_capacity(READ_BYTES),
             job: job_lines(difficulty),
             sessions: 0,
+            burn: None,
         })
+    }
+
+    /// Burns so many per cent more CPU time than serving takes.
+    pub fn burn_percent(&mut self, percent: f64) {
+        self.burn = (percent > 0.0).then(|| Burn::new(percent));
+    }
+
+    /// CPU time that serving and burning took so far, seconds, where it burns.
+    pub fn burnt(&self) -> Option<(f64, f64)> {
+        self.burn.as_ref().map(|burn| (burn.served_ns * 1e-9, burn.burnt_ns * 1e-9))
     }
 
     /// Where it listens.
@@ -88,6 +161,9 @@ impl Null {
                         }
                     }
                 }
+            }
+            if let Some(burn) = &mut self.burn {
+                burn.settle();
             }
         }
         Ok(())
@@ -275,6 +351,17 @@ mod tests {
             answered(r#"{"id":2,"method":"mining.subscribe"}"#),
             "{\"id\":2,\"result\":[[[\"mining.notify\",\"1\"]],\"00000009\",8],\"error\":null}\n"
         );
+    }
+
+    #[test]
+    fn a_burn_is_as_large_as_ordered_over_many_passes() {
+        let mut burner = Burn::new(5.0);
+        for _ in 0..2_000 {
+            burn(100_000);
+            burner.settle();
+        }
+        let ratio = burner.burnt_ns / burner.served_ns;
+        assert!((0.045..0.055).contains(&ratio), "{ratio}");
     }
 
     #[test]

@@ -60,6 +60,16 @@ pub struct Behaviour {
     pub style: Style,
     /// Worker names are this, a dot, the connection, `w` and the worker.
     pub worker_prefix: String,
+    /// Number of the first connection: a farm of several processes counts through.
+    pub first_connection: usize,
+    /// The schedule decides when shares leave, not the answers; `depth` is without meaning.
+    pub open_loop: bool,
+    /// Only every n-th connection is a proxy with all workers and the whole depth, the others have one worker and one share in flight; 0 and 1: all are.
+    pub proxy_every: usize,
+    /// Whether to negotiate version rolling; None leaves it to the dialect.
+    pub version_rolling: Option<bool>,
+    /// Takes any refusal of a bad share as right: other pools have other codes.
+    pub any_refusal: bool,
 }
 
 impl Default for Behaviour {
@@ -74,9 +84,24 @@ impl Default for Behaviour {
             dup_every: 0,
             style: Style::EspMiner,
             worker_prefix: "loadgen".into(),
+            first_connection: 0,
+            open_loop: false,
+            proxy_every: 0,
+            version_rolling: None,
+            any_refusal: false,
         }
     }
 }
+
+impl Behaviour {
+    /// Whether the connection with this number (counted over all processes) has all workers and the whole depth.
+    pub fn is_proxy(&self, number: usize) -> bool {
+        self.proxy_every <= 1 || number.is_multiple_of(self.proxy_every)
+    }
+}
+
+/// Shares in flight on one connection of an open loop: what a server that stops reading may cost in memory.
+pub const OPEN_IN_FLIGHT_MAX: usize = 4096;
 
 /// What the sessions of one farm share.
 pub struct Shared {
@@ -92,6 +117,8 @@ pub struct Shared {
     pub submits_left: u64,
     /// Submits in flight whose answer was passed over by all others of their window.
     pub passed_over: u64,
+    /// The caller's clock: at least as far as the last bytes that were read.
+    pub now_us: u64,
     jobs: JobCache,
     shapes: [AcceptedShape; DIALECTS.len()],
     /// An accepted share of each session, for another one to repeat.
@@ -108,6 +135,7 @@ impl Shared {
             ledger,
             submits_left: u64::MAX,
             passed_over: 0,
+            now_us: 0,
             jobs: JobCache::default(),
             shapes: Default::default(),
             donations: (0..connections).map(|_| None).collect(),
@@ -228,6 +256,8 @@ struct Entry {
     kind: Kind,
     /// A later line was answered first.
     overtaken: bool,
+    /// Left within the measured window.
+    measured: bool,
 }
 
 const _: () = assert!(size_of::<Entry>() <= 64, "one cache line per share in flight");
@@ -248,6 +278,7 @@ impl Entry {
             allowed: ANY,
             kind,
             overtaken: false,
+            measured: false,
         }
     }
 
@@ -303,6 +334,10 @@ const EXTRANONCE_BYTES_MAX: usize = 16;
 /// One connection's miner. See the module.
 pub struct Session {
     index: usize,
+    /// Counted over all processes of the farm.
+    number: usize,
+    depth: usize,
+    rolls_version: bool,
     dialect_index: usize,
     dialect: &'static Dialect,
     workers: Vec<Box<str>>,
@@ -354,17 +389,21 @@ pub struct Session {
 impl Session {
     /// The `index`-th session of a farm.
     pub fn new(index: usize, behaviour: &Behaviour) -> Self {
-        let dialect_index = behaviour.style.dialect_index(index);
-        let workers = (0..behaviour.workers_per_connection)
-            .map(|worker| format!("{}.{index}w{worker}", behaviour.worker_prefix).into_boxed_str())
-            .collect::<Vec<_>>();
-        let mut state = random::mix(behaviour.seed) ^ random::mix(!(index as u64));
+        let number = behaviour.first_connection + index;
+        let dialect_index = behaviour.style.dialect_index(number);
+        let (worker_count, depth) = if behaviour.is_proxy(number) { (behaviour.workers_per_connection, behaviour.depth) } else { (1, 1) };
+        let workers =
+            (0..worker_count).map(|worker| format!("{}.{number}w{worker}", behaviour.worker_prefix).into_boxed_str()).collect::<Vec<_>>();
+        let mut state = random::mix(behaviour.seed) ^ random::mix(!(number as u64));
         let (extranonce2, nonce) = (random::next(&mut state), random::next(&mut state) as u32);
         Self {
             index,
+            number,
+            depth,
+            rolls_version: behaviour.version_rolling.unwrap_or(DIALECTS[dialect_index].rolls_version),
             dialect_index,
             dialect: &DIALECTS[dialect_index],
-            ring: VecDeque::with_capacity(behaviour.depth + workers.len() + 4),
+            ring: VecDeque::new(),
             workers,
             lost: Vec::new(),
             next_id: 1,
@@ -386,13 +425,13 @@ impl Session {
             job: 0,
             ended: None,
             clean_jobs: 0,
-            planned: index as u64,
+            planned: number as u64,
             bad_due: 0,
-            bad_turn: index,
+            bad_turn: number,
             repeat_due: 0,
-            repeat_turn: index,
+            repeat_turn: number,
             repeat_run: 0,
-            run_length: index as u32 % 8,
+            run_length: number as u32 % 8,
             lead: None,
             extranonce2,
             nonce,
@@ -421,8 +460,14 @@ impl Session {
         if !self.is_ready() || shared.behaviour.mode == Mode::Idle {
             return 0;
         }
-        let depth = shared.behaviour.depth;
-        let room = if self.ring.is_empty() || self.filling { depth.saturating_sub(self.ring.len()) } else { 0 };
+        let depth = self.depth;
+        let room = if shared.behaviour.open_loop {
+            OPEN_IN_FLIGHT_MAX.saturating_sub(self.ring.len())
+        } else if self.ring.is_empty() || self.filling {
+            depth.saturating_sub(self.ring.len())
+        } else {
+            0
+        };
         usize::try_from(shared.submits_left).unwrap_or(usize::MAX).min(room)
     }
 
@@ -436,7 +481,7 @@ impl Session {
     pub fn hello(&mut self, shared: &Shared, out: &mut Vec<u8>) {
         use std::io::Write as _;
         // Writing to a Vec cannot fail.
-        if self.dialect.rolls_version {
+        if self.rolls_version {
             let id = self.take_id();
             let _ = writeln!(
                 out,
@@ -444,7 +489,7 @@ impl Session {
             );
             self.ring.push_back(Entry::control(Kind::Configure, id));
         }
-        if shared.behaviour.bad_every > 0 && self.index.is_multiple_of(4) {
+        if shared.behaviour.bad_every > 0 && !shared.behaviour.any_refusal && self.number.is_multiple_of(4) {
             let id = self.take_id();
             let _ = writeln!(
                 out,
@@ -471,6 +516,10 @@ impl Session {
         for entry in std::mem::take(&mut self.ring).into_iter().chain(std::mem::take(&mut self.lost)) {
             if entry.is_submit() {
                 shared.totals.unanswered += 1;
+                if entry.measured && shared.behaviour.open_loop {
+                    // It waited at least so long; to leave it out would hide the worst.
+                    shared.latencies.record(shared.now_us.saturating_sub(entry.sent_us));
+                }
                 self.write_ledger(shared, &entry, "unanswered");
             }
         }
@@ -697,7 +746,9 @@ impl Session {
 
     fn settle(&mut self, shared: &mut Shared, entry: &Entry, verdict: Verdict, line: &[u8], now_us: u64) {
         shared.totals.count(verdict.status, verdict.code);
-        shared.latencies.record(now_us.saturating_sub(entry.sent_us));
+        if entry.measured {
+            shared.latencies.record(now_us.saturating_sub(entry.sent_us));
+        }
         let mut allowed = entry.allowed;
         if allowed == AS_REPEATED {
             allowed = match self.lead {
@@ -708,7 +759,8 @@ impl Session {
         } else {
             self.lead = verdict.status;
         }
-        let fits = |allowed: Allowed| verdict.status.is_some_and(|status| allowed & only(status) != 0);
+        let refused_as_due = shared.behaviour.any_refusal && verdict != Verdict::ACCEPTED && allowed & only(ShareStatus::Accepted) == 0;
+        let fits = |allowed: Allowed| refused_as_due || verdict.status.is_some_and(|status| allowed & only(status) != 0);
         if !fits(allowed) && allowed != ANY {
             if verdict.status == Some(ShareStatus::Overload) {
                 shared.totals.overload += 1;
@@ -955,7 +1007,7 @@ impl Session {
             for _ in 0..REPEAT_KINDS.len() {
                 let kind = REPEAT_KINDS[self.repeat_turn % REPEAT_KINDS.len()];
                 let (possible, worth_waiting) = match kind {
-                    Kind::RepeatAtOnce => (repeatable, behaviour.depth > 1),
+                    Kind::RepeatAtOnce => (repeatable, self.depth > 1),
                     Kind::RepeatLater | Kind::RepeatUpperCase => (self.past.is_some(), true),
                     Kind::RepeatOtherWorker => (self.past.is_some() && self.workers.len() > 1, self.workers.len() > 1),
                     Kind::RepeatOtherSession => (self.donated(shared).is_some(), false),
@@ -1014,7 +1066,7 @@ impl Session {
 
     /// Version bits that the next share rolls: drawn, as a miner's midstate loop would have them.
     fn next_version_bits(&self, seed: u64) -> u32 {
-        let drawn = random::mix(seed ^ self.shares_made.rotate_left(32) ^ self.index as u64) as u32;
+        let drawn = random::mix(seed ^ self.shares_made.rotate_left(32) ^ self.number as u64) as u32;
         drawn & self.version_mask.unwrap_or(0)
     }
 
@@ -1249,7 +1301,7 @@ impl Session {
     fn push_junk(&mut self, shared: &mut Shared, out: &mut Vec<u8>) {
         let Some(job) = self.job_of(self.job) else { return };
         let (ntime, version) = (job.ntime, job.version);
-        let mut state = shared.behaviour.seed ^ random::mix(self.shares_made) ^ self.index as u64;
+        let mut state = shared.behaviour.seed ^ random::mix(self.shares_made) ^ self.number as u64;
         let version_bits = random::next(&mut state) as u32 & self.version_mask.unwrap_or(0);
         let version = (version & !self.version_mask.unwrap_or(0)) | version_bits;
         let nonce = random::next(&mut state) as u32;
@@ -1268,6 +1320,7 @@ impl Session {
             None => self.take_id(),
         };
         entry.clean_jobs = self.clean_jobs;
+        entry.measured = shared.latencies.recording;
         self.put_line(out, &entry);
         self.ring.push_back(entry);
         shared.totals.submits += 1;

@@ -4,7 +4,7 @@ use otedama_primitives::ShareStatus;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Judgements that were not what the rules say; kept in full up to `WRONG_KEPT`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct WrongAnswer {
     /// What was expected, and why.
     pub expected: String,
@@ -18,7 +18,7 @@ pub struct WrongAnswer {
 pub const WRONG_KEPT: usize = 20;
 
 /// Counts over a whole run, warm-up and drain included. Invariant once a run is over: submits = accepted + rejected + unanswered.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct Totals {
     /// Submit lines written.
     pub submits: u64,
@@ -42,6 +42,8 @@ pub struct Totals {
     pub connects: u64,
     /// Connections that broke.
     pub disconnects: u64,
+    /// Open loop: shares of the schedule that were never written, because their connection was down or had its window full.
+    pub missed: u64,
 }
 
 impl Totals {
@@ -93,26 +95,33 @@ impl Totals {
         self.crossed += other.crossed;
         self.connects += other.connects;
         self.disconnects += other.disconnects;
+        self.missed += other.missed;
         let room = WRONG_KEPT.saturating_sub(self.wrong_kept.len());
         self.wrong_kept.extend(other.wrong_kept.iter().take(room).cloned());
     }
 }
 
+/// Longest latency that is told apart from longer ones, microseconds: one hour.
+const LATENCY_US_MAX: u64 = 3_600_000_000;
+
+/// An empty histogram of microseconds at three digits, about 200 KB.
+pub fn empty_histogram() -> Histogram<u64> {
+    Histogram::new_with_bounds(1, LATENCY_US_MAX, 3).expect("constant bounds are in range")
+}
+
 /// Latencies in microseconds, booked in runs of equal values: all answers of one read have one time of arrival.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Latencies {
     histogram: Histogram<u64>,
     value_us: u64,
     run: u64,
-    /// Off outside of the measured window.
+    /// Whether shares that are sent now belong to the measured window.
     pub recording: bool,
 }
 
 impl Default for Latencies {
     fn default() -> Self {
-        // One minute at three digits: about 200 KB.
-        let histogram = Histogram::new_with_bounds(1, 60_000_000, 3).expect("constant bounds are in range");
-        Self { histogram, value_us: 0, run: 0, recording: false }
+        Self { histogram: empty_histogram(), value_us: 0, run: 0, recording: false }
     }
 }
 
@@ -120,9 +129,6 @@ impl Latencies {
     /// Books one answer.
     #[inline]
     pub fn record(&mut self, value_us: u64) {
-        if !self.recording {
-            return;
-        }
         if value_us != self.value_us {
             self.settle();
             self.value_us = value_us;
@@ -135,26 +141,67 @@ impl Latencies {
         self.run = 0;
     }
 
-    /// The p50, p99, p99.9 and maximum in microseconds; zeros where nothing was recorded.
-    pub fn quantiles(&mut self) -> Quantiles {
+    /// Everything that was booked so far.
+    pub fn histogram(&mut self) -> &Histogram<u64> {
         self.settle();
-        let at = |quantile| if self.histogram.is_empty() { 0 } else { self.histogram.value_at_quantile(quantile) };
-        let max = if self.histogram.is_empty() { 0 } else { self.histogram.max() };
-        Quantiles { p50: at(0.5), p99: at(0.99), p999: at(0.999), max }
+        &self.histogram
+    }
+
+    /// Hands over what was booked so far and starts over.
+    pub fn take(&mut self) -> Histogram<u64> {
+        self.settle();
+        std::mem::replace(&mut self.histogram, empty_histogram())
+    }
+
+    /// Percentiles of what was booked so far.
+    pub fn quantiles(&mut self) -> Quantiles {
+        Quantiles::of(self.histogram())
     }
 }
 
-/// Latency of answers in microseconds, from the write of the submit to the read of its answer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+/// Latency of answers in microseconds. Closed loop: from the write of the submit to the read of its answer. Open loop: from the time at which the schedule
+/// wanted the share to leave.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
 pub struct Quantiles {
     /// Median.
     pub p50: u64,
+    /// 90 %.
+    pub p90: u64,
     /// 99 %.
     pub p99: u64,
     /// 99.9 %.
     pub p999: u64,
+    /// 99.99 %.
+    pub p9999: u64,
+    /// 99.999 %.
+    pub p99999: u64,
     /// Maximum.
     pub max: u64,
+}
+
+impl Quantiles {
+    /// Of a histogram of microseconds; zeros where nothing was booked.
+    pub fn of(histogram: &Histogram<u64>) -> Self {
+        if histogram.is_empty() {
+            return Self::default();
+        }
+        let at = |quantile| histogram.value_at_quantile(quantile);
+        Self { p50: at(0.5), p90: at(0.9), p99: at(0.99), p999: at(0.999), p9999: at(0.9999), p99999: at(0.99999), max: histogram.max() }
+    }
+
+    /// Names and values, in the order of the percentiles.
+    pub fn named(&self) -> [(&'static str, u64); 7] {
+        [
+            ("p50", self.p50),
+            ("p90", self.p90),
+            ("p99", self.p99),
+            ("p99.9", self.p999),
+            ("p99.99", self.p9999),
+            ("p99.999", self.p99999),
+            ("max", self.max),
+        ]
+    }
 }
 
 /// Counters that another thread may read while the farm runs. They are totals since the start and may trail the farm by one pass.
@@ -212,7 +259,7 @@ mod tests {
 
     #[test]
     fn runs_of_equal_latencies_keep_their_weight() {
-        let mut latencies = Latencies { recording: true, ..Latencies::default() };
+        let mut latencies = Latencies::default();
         for _ in 0..98 {
             latencies.record(10);
         }

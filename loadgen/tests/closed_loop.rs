@@ -6,7 +6,8 @@ use loadgen::engine::EngineConfig;
 use loadgen::farm::{Farm, FarmConfig};
 use loadgen::ledger::{HEADER, LedgerSink};
 use loadgen::null::Null;
-use loadgen::run::{RunConfig, RunReport, run};
+use loadgen::report::RunReport;
+use loadgen::run::{RunConfig, run};
 use loadgen::session::{Behaviour, Session, Shared};
 use minipool::{Lie, MiniPool, Orders, Row};
 use otedama_primitives::ShareStatus;
@@ -21,21 +22,12 @@ fn behaviour() -> Behaviour {
 
 fn order(pool: &MiniPool, behaviour: Behaviour, connections: usize, shares: u64) -> RunConfig {
     RunConfig {
-        engine: EngineConfig {
-            target: pool.address,
-            connections,
-            behaviour,
-            reconnect: false,
-            ledger: LedgerSink::Memory,
-            pace_shares_per_s: 0.0,
-        },
+        engine: EngineConfig { connections, behaviour, ledger: LedgerSink::Memory, ..EngineConfig::new(pool.address) },
         window: Duration::from_secs(60),
         warmup: Duration::ZERO,
-        repeat: 1,
         shares: Some(shares),
-        server_pid: None,
-        against: None,
         set_up_limit: Duration::from_secs(20),
+        ..RunConfig::new(EngineConfig::new(pool.address))
     }
 }
 
@@ -287,21 +279,12 @@ fn two_targets_take_turns_and_give_one_ratio() {
         servers.push(std::thread::spawn(move || null.serve(&stop)));
     }
     let config = RunConfig {
-        engine: EngineConfig {
-            target: addresses[0],
-            connections: 2,
-            behaviour: Behaviour::default(),
-            reconnect: false,
-            ledger: LedgerSink::None,
-            pace_shares_per_s: 0.0,
-        },
-        window: Duration::from_secs(2),
+        window: Duration::from_secs(1),
+        repeat: 2,
         warmup: Duration::from_millis(50),
-        repeat: 1,
-        shares: None,
-        server_pid: None,
         against: Some((addresses[1], None)),
         set_up_limit: Duration::from_secs(20),
+        ..RunConfig::new(EngineConfig { connections: 2, ..EngineConfig::new(addresses[0]) })
     };
     let report = go(config);
     stop.store(true, Ordering::Relaxed);
@@ -309,9 +292,12 @@ fn two_targets_take_turns_and_give_one_ratio() {
         server.join().expect("thread").expect("serve");
     }
     let pairing = report.pairing.as_ref().expect("pairing");
-    assert_eq!((pairing.pairs, pairing.per), (2, "wall"));
-    assert!(pairing.ratio > 0.0 && pairing.interval.0 < pairing.ratio && pairing.ratio < pairing.interval.1);
+    let estimate = pairing.estimate;
+    assert_eq!((estimate.pairs, pairing.per, pairing.rounds.len()), (2, "wall", 2));
+    assert!(estimate.ratio > 0.0 && estimate.low < estimate.ratio && estimate.ratio < estimate.high);
     assert!(pairing.against.answered > 0 && report.measured().answered > 0);
     assert_eq!((report.totals.wrong, report.totals.unanswered), (0, 0));
-    assert!(report.pairing_json().is_some());
+    let line = report.pairing_json().expect("line");
+    assert_eq!(line["rounds"].as_array().map(Vec::len), Some(2));
+    assert!(!report.histogram.is_empty() && !pairing.histogram.is_empty());
 }

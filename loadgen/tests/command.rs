@@ -12,7 +12,9 @@ fn text(bytes: &[u8]) -> String {
 
 #[test]
 fn help_fits_on_a_screen_and_shows_examples() {
-    for args in [&["--help"][..], &["run", "--help"], &["null", "--help"]] {
+    for args in
+        [&["--help"][..], &["run", "--help"], &["null", "--help"], &["compare", "--help"], &["plot", "--help"], &["trial", "--help"]]
+    {
         let help = text(&loadgen(args).stdout);
         assert!(help.lines().count() <= 48, "{args:?}: {} lines", help.lines().count());
         assert!(help.lines().all(|line| line.chars().count() <= 120), "{args:?}");
@@ -22,8 +24,18 @@ fn help_fits_on_a_screen_and_shows_examples() {
 
 #[test]
 fn what_cannot_be_done_is_refused_with_a_reason() {
-    let cases: [(&[&str], i32, &str); 6] = [
-        (&["run", "--target", "127.0.0.1:1", "--rate", "5"], 2, "open loop"),
+    let cases: [(&[&str], i32, &str); 16] = [
+        (&["run", "--target", "127.0.0.1:1", "--rate", "5", "--depth", "2"], 2, "cannot be used with"),
+        (&["run", "--target", "127.0.0.1:1", "--against", "192.0.2.1:3333"], 2, "--i-own-this-target"),
+        (&["run", "--target", "192.0.2.1:3333", "--abuse", "junk"], 2, "--i-own-this-target"),
+        (&["run", "--target", "192.0.2.1:3333", "--processes", "2"], 2, "--i-own-this-target"),
+        (&["run", "--target", "127.0.0.1:1", "--processes", "3", "--connections", "2"], 2, "--processes 3"),
+        (&["run", "--target", "127.0.0.1:1", "--processes", "2", "--ledger", "x"], 2, "one process"),
+        (&["run", "--target", "127.0.0.1:1", "--tolerance", "100"], 2, "--tolerance"),
+        (&["null", "--burn-percent", "nan"], 2, "--burn-percent"),
+        (&["compare", "/no/such/run", "/no/such/run"], 2, "/no/such/run"),
+        (&["plot", "/no/such/run", "-o", "x.svg"], 2, "/no/such/run"),
+        (&["run", "--target", "127.0.0.1:1", "--rate", "0"], 2, "above 0"),
         (&["run", "--target", "192.0.2.1:3333"], 2, "--i-own-this-target"),
         (&["run", "--target", "127.0.0.1:1", "--mode", "junk", "--bad-every", "3"], 2, "--mode valid"),
         (&["run", "--target", "nonsense"], 2, "host:port"),
@@ -86,12 +98,43 @@ fn the_last_line_has_the_published_keys_and_its_sums_add_up() {
         assert_eq!(line["submits"], expected);
         assert_eq!(line["accepted"], expected);
         assert_eq!((line["unanswered"].as_u64(), line["wrong"].as_u64()), (Some(0), Some(0)));
-        assert!(out.join("result.json").exists() && out.join("wrong.txt").exists());
+        assert!(["result.json", "wrong.txt", "latency.hdr", "latency.hgrm"].iter().all(|name| out.join(name).exists()));
     }
+    everything_else_runs_too(&address, &pid, folder.path());
     null.kill().expect("kill");
     null.wait().expect("wait");
     let ledger = std::fs::read_to_string(ledger).expect("ledger");
     assert_eq!(ledger.lines().count(), 2001, "one header and every submit of two runs");
+}
+
+/// Several processes, interleaved halves, storms, abuse, comparison and picture, each as a user would call it.
+fn everything_else_runs_too(address: &str, pid: &str, folder: &std::path::Path) {
+    let last_line = |args: &[&str]| -> serde_json::Value {
+        let output = loadgen(args);
+        assert_eq!(output.status.code(), Some(0), "{args:?}: {}{}", text(&output.stdout), text(&output.stderr));
+        serde_json::from_str(text(&output.stdout).lines().last().expect("line")).expect("json")
+    };
+    let line = last_line(&["run", "--target", address, "--connections", "7", "--processes", "3", "--shares", "1000", "--server-pid", pid]);
+    assert_eq!((line["connections"].as_u64(), line["submits"].as_u64(), line["accepted"].as_u64()), (Some(7), Some(1000), Some(1000)));
+    let (out, picture) = (folder.join("pair"), folder.join("picture.svg"));
+    let (out, against) = (out.to_str().expect("path"), out.join("against").to_str().expect("path").to_owned());
+    last_line(&["run", "--target", address, "--against", address, "--connections", "2", "--seconds", "1", "--warmup", "0", "--out", out]);
+    let comparison = text(&loadgen(&["compare", out, &against, "--tolerance", "99"]).stdout);
+    assert!(comparison.contains("in turns within one run"), "{comparison}");
+    let output = loadgen(&["plot", out, &against, "-o", picture.to_str().expect("path")]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    assert!(std::fs::read_to_string(picture).expect("picture").matches("<polyline").count() == 2);
+    let storm = ["run", "--target", address, "--profile", "reconnect-storm", "--connections", "5", "--seconds", "2.3", "--warmup", "0"];
+    let output = loadgen(&storm);
+    assert!(output.status.success() && text(&output.stdout).contains("1 times all connections broke"), "{}", text(&output.stdout));
+    for profile in ["asic-farm", "proxy", "mixed"] {
+        let line =
+            last_line(&["run", "--target", address, "--profile", profile, "--connections", "20", "--seconds", "0.3", "--warmup", "0"]);
+        assert_eq!((line["wrong"].as_u64(), line["unanswered"].as_u64()), (Some(0), Some(0)));
+        assert_eq!(line["rate"].as_f64(), (profile == "asic-farm").then_some(10.0));
+    }
+    let line = last_line(&["run", "--target", address, "--abuse", "slowloris", "--connections", "5", "--seconds", "0.2"]);
+    assert_eq!((line["mode"].as_str(), line["open_max"].as_u64()), (Some("abuse"), Some(5)));
 }
 
 #[test]

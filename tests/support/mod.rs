@@ -4,7 +4,8 @@ use loadgen::engine::EngineConfig;
 use loadgen::hash::{OpenHeader, meets, merkle_roots, share_hash};
 use loadgen::job::Job;
 use loadgen::ledger::LedgerSink;
-use loadgen::run::{RunConfig, RunReport};
+use loadgen::report::RunReport;
+use loadgen::run::RunConfig;
 use loadgen::session::Behaviour;
 use otedama_primitives::{Difficulty, ShareStatus, Target, Work};
 use rustix::process::{Pid, Signal, kill_process};
@@ -411,20 +412,17 @@ pub enum Amount {
 /// A run of the load generator.
 pub fn load(target: SocketAddr, amount: Amount, connections: usize, depth: usize, behaviour: Behaviour, ledger: LedgerSink) -> RunReport {
     let behaviour = Behaviour { depth, ..behaviour };
-    let engine = EngineConfig { target, connections, behaviour, reconnect: false, ledger, pace_shares_per_s: 0.0 };
+    let engine = EngineConfig { connections, behaviour, ledger, ..EngineConfig::new(target) };
     let (shares, seconds) = match amount {
         Amount::Submits(submits) => (Some(submits), 3600),
         Amount::Seconds(seconds) => (None, seconds),
     };
     let config = RunConfig {
-        engine,
         window: Duration::from_secs(seconds),
         warmup: Duration::ZERO,
-        repeat: 1,
         shares,
-        server_pid: None,
-        against: None,
         set_up_limit: PATIENCE,
+        ..RunConfig::new(engine)
     };
     loadgen::run::run(config, &AtomicBool::new(false)).expect("the load generator")
 }
