@@ -77,6 +77,8 @@ stage_metrics! {
         Counter byte_received = "Bytes received";
         Counter byte_sent = "Bytes handed to the kernel";
         Counter job_sent = "Jobs sent to sessions";
+        Counter difficulty_raised = "Retargets of vardiff to a higher difficulty";
+        Counter difficulty_lowered = "Retargets of vardiff to a lower difficulty";
     }
 }
 

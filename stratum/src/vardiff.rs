@@ -10,7 +10,9 @@
 //!
 //! No clock, no allocation, no randomness: the caller passes the time in. An exponentially weighted average with the same rule for its steps was the other
 //! candidate; `tests/vardiff.rs` keeps it and compares the two.
-use otedama_primitives::Difficulty;
+use otedama_primitives::{Difficulty, WorkerId};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What all sessions of a server aim at; from `[vardiff]`.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -50,6 +52,64 @@ const ALARM_LEAST: f32 = 4.5;
 const ALARM_MOST: f32 = 11.0;
 /// Twice the rate needs more: a rise harms nobody for a minute, and shares that a stalled link held back look like one.
 const ALARM_RISE_MORE: f32 = 2.0;
+/// What the sessions of a server learn by.
+#[derive(Clone, Debug)]
+pub struct Learning {
+    /// What they aim at.
+    pub policy: Policy,
+    /// Where they start.
+    pub memory: Arc<Memory>,
+}
+
+/// Difficulties of workers that were here before, so that a miner that comes back starts where it left. One table for all nets, without a lock: an entry is one
+/// word (32 bits of the worker's identity, 32 bits of the difficulty), four entries make a set, and a newcomer pushes out the oldest of its set.
+#[derive(Debug)]
+pub struct Memory {
+    sets: Box<[[AtomicU64; Memory::WAYS]]>,
+}
+
+impl Memory {
+    const WAYS: usize = 4;
+    /// Workers that a server remembers.
+    pub const WORKERS: usize = 1 << 18;
+    /// Bytes of each.
+    pub const ENTRY_BYTES: usize = size_of::<AtomicU64>();
+
+    /// An empty table for `workers`, rounded up to a power of two.
+    pub fn new(workers: usize) -> Self {
+        let sets = workers.div_ceil(Self::WAYS).next_power_of_two();
+        Self { sets: (0..sets).map(|_| std::array::from_fn(|_| AtomicU64::new(0))).collect() }
+    }
+
+    /// The set of a worker, and its identity within.
+    fn set(&self, worker: WorkerId) -> (&[AtomicU64; Self::WAYS], u64) {
+        // A worker's number is a hash: any of its bits will do.
+        let index = worker.0 as usize & (self.sets.len() - 1);
+        (&self.sets[index], worker.0 >> 32)
+    }
+
+    /// The difficulty that a worker had when it was last here.
+    pub fn recall(&self, worker: WorkerId) -> Option<Difficulty> {
+        let (set, tag) = self.set(worker);
+        // Relaxed: an entry is one word and stands for itself.
+        let entry = set.iter().map(|entry| entry.load(Ordering::Relaxed)).find(|entry| *entry != 0 && entry >> 32 == tag)?;
+        Some(Difficulty::clamped(f64::from(f32::from_bits(entry as u32))))
+    }
+
+    /// Remembers the difficulty of a worker. Where two nets do so at once an entry of the set may be lost or stand there twice: it is a starting point, no account.
+    pub fn remember(&self, worker: WorkerId, difficulty: Difficulty) {
+        let (set, tag) = self.set(worker);
+        let mut moving = tag << 32 | u64::from((difficulty.get() as f32).to_bits());
+        for entry in set {
+            let before = entry.swap(moving, Ordering::Relaxed);
+            if before == 0 || before >> 32 == tag {
+                break;
+            }
+            moving = before;
+        }
+    }
+}
+
 /// Shares that the posterior remembers at most: older ones fade, so that slow drifts are followed.
 const MEMORY_SHARES: f32 = 400.0;
 /// Standard errors by which the ratio must differ from 1.
@@ -64,6 +124,8 @@ const PRIOR_SHARES: f32 = 0.5;
 const CARRIED_SHARES: f32 = 8.0;
 /// One step down divides by this at most: a miner that only paused must not come back to a flood.
 const FALL_MAX: f32 = 8.0;
+/// A look sooner than this after the last booking waits for the next: thousands of tiny waits would be lost in rounding.
+const LOOK_LEAST_US: u64 = 500_000;
 /// Expected shares of silence that one look books at most: a jump of the wall clock alone raises no alarm. Callers look every few seconds.
 const LOOK_SHARES_MAX: f32 = 8.0;
 
@@ -125,8 +187,16 @@ impl Vardiff {
     /// Books time without a share; to be called every few seconds. Returns the difficulty that the session should have, where that is another one.
     #[inline]
     pub fn on_time(&mut self, policy: &Policy, current: Difficulty, now_us: u64) -> Option<Difficulty> {
+        if now_us.saturating_sub(self.seen_us) < LOOK_LEAST_US {
+            return None;
+        }
         self.book(policy, 0.0, now_us);
         self.decide(policy, current)
+    }
+
+    /// Lets the time until `now_us` pass without counting it: there was nothing to mine.
+    pub fn skip(&mut self, now_us: u64) {
+        self.seen_us = self.seen_us.max(now_us);
     }
 
     /// Says that the difficulty went from `from` to `to`, for whatever reason: what was counted is put in terms of the new one.
@@ -183,6 +253,10 @@ impl Vardiff {
         } else {
             ((self.shares + PRIOR_SHARES) / (self.expected + PRIOR_SHARES)).min(1.0)
         };
+        // Most shares end here: the logarithm is not worth taking.
+        if (ratio - 1.0).abs() < 0.9 * BAND_LEAST {
+            return None;
+        }
         let band = (BAND_ERRORS / (self.shares + PRIOR_SHARES).sqrt()).max(BAND_LEAST);
         let outside = |ratio: f32| ratio.ln().abs() > band;
         if !outside(ratio) {
@@ -292,6 +366,26 @@ mod tests {
             }
             assert!(steps <= 1, "{ideal} from {start}: {steps} steps");
         }
+    }
+
+    #[test]
+    fn a_set_of_the_memory_keeps_its_last_four_workers() {
+        let memory = Memory::new(8);
+        // Two sets: odd and even workers.
+        let worker = |tag: u64, set: u64| WorkerId(tag << 32 | set);
+        for tag in 1..=5 {
+            memory.remember(worker(tag, 0), clamped(tag as f64 * 1000.0));
+        }
+        memory.remember(worker(3, 0), clamped(7.0));
+        assert_eq!(memory.recall(worker(1, 0)), None);
+        assert_eq!(memory.recall(worker(3, 0)), Some(clamped(7.0)));
+        assert_eq!(memory.recall(worker(5, 0)), Some(clamped(5000.0)));
+        assert_eq!(memory.recall(worker(5, 1)), None);
+        // Number 3 is the youngest now: two more push out 2 and 4.
+        memory.remember(worker(6, 0), clamped(1.0));
+        memory.remember(worker(7, 0), clamped(1.0));
+        let known: Vec<u64> = (1..=7).filter(|&tag| memory.recall(worker(tag, 0)).is_some()).collect();
+        assert_eq!(known, [3, 5, 6, 7]);
     }
 
     proptest! {

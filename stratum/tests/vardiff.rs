@@ -2,8 +2,11 @@
 //!
 //! `OTEDAMA_LONG=1 cargo test --release -p otedama-stratum --test vardiff -- --nocapture` runs 10^4 seeds a case and prints every figure, those of the
 //! exponentially weighted average beside it.
-use otedama_primitives::{DIFFICULTY_MAX, Difficulty};
-use otedama_stratum::vardiff::{Policy, Vardiff};
+use otedama_primitives::{Coin, DIFFICULTY_MAX, Difficulty, Hash256, Job, RunId, Submit, Target};
+use otedama_stratum::v1::{Context, Event, JobBook, PublishedJob, Seat, Session, Settings};
+use otedama_stratum::vardiff::{Learning, Memory, Policy, Vardiff};
+use std::collections::VecDeque;
+use std::sync::Arc;
 
 const START_US: u64 = 1_700_000_000_000_000;
 const MINUTE_US: u64 = 60_000_000;
@@ -404,4 +407,177 @@ fn the_average_finds_fewer_drops_and_is_off_for_longer() {
     assert!(posterior > average + 0.05, "{posterior} {average}");
     let (posterior, average) = (jitter::<Vardiff>(60.0), jitter::<Average<24, 250>>(60.0));
     assert!(posterior.off < average.off && posterior.retargets_per_hour < average.retargets_per_hour);
+}
+
+/// A server's session and an honest miner whose hashrate swings: what the server writes reaches the miner up to 20 s late, and what the miner has in hand it
+/// finishes at the difficulty it was told for it. One in three miners applies a new difficulty to what it has in hand, too, as some firmware does.
+struct Table {
+    settings: Settings,
+    book: JobBook,
+    session: Session,
+    random: Random,
+    now_us: u64,
+    /// Lines under way to the miner.
+    wire: VecDeque<(u64, String)>,
+    /// The job that is mined, and the one before: id and difficulty.
+    mined: (String, f64),
+    before: (String, f64),
+    /// As of the last set_difficulty.
+    told: f64,
+    hasty: bool,
+    next_job: u32,
+    retargets: u64,
+    judged: u64,
+}
+
+impl Table {
+    fn new(seed: u64) -> Self {
+        let policy = Policy::new(60.0, Difficulty::clamped(1.0), Difficulty::clamped(DIFFICULTY_MAX));
+        let memory = Arc::new(Memory::new(4));
+        let settings = Settings { learning: Some(Learning { policy, memory }), ..Settings::default() };
+        let session = Session::new(Seat { session: 1, extranonce1: 1, net: 0 }, &settings);
+        let nothing = (String::new(), 0.0);
+        let mut table = Self {
+            settings,
+            book: JobBook::new(),
+            session,
+            random: Random(seed),
+            now_us: START_US,
+            wire: VecDeque::new(),
+            mined: nothing.clone(),
+            before: nothing,
+            told: 0.0,
+            hasty: seed.is_multiple_of(3),
+            next_job: 1,
+            retargets: 0,
+            judged: 0,
+        };
+        table.say(r#"{"id":1,"method":"mining.subscribe","params":[]}"#);
+        table.say(r#"{"id":2,"method":"mining.authorize","params":["rig.1","x"]}"#);
+        table
+    }
+
+    fn with_session<T>(&mut self, act: impl FnOnce(&mut Session, &Context<'_>, &mut Vec<u8>) -> T) -> T {
+        let mut out = Vec::new();
+        let context = Context { settings: &self.settings, jobs: &self.book, now_us: self.now_us, peer: None };
+        let came = act(&mut self.session, &context, &mut out);
+        let out = String::from_utf8(out).expect("ASCII");
+        self.retargets += u64::from(out.contains("set_difficulty"));
+        // One write arrives as one.
+        if !out.is_empty() {
+            let late_us = (self.random.unit().powi(4) * 20e6) as u64;
+            let at = self.wire.back().map_or(0, |(at, _)| *at).max(self.now_us + late_us);
+            self.wire.push_back((at, out));
+        }
+        came
+    }
+
+    fn say(&mut self, line: &str) -> Event {
+        self.with_session(|session, context, out| session.on_line(context, line.as_bytes(), out))
+    }
+
+    fn publish(&mut self, clean: bool) {
+        let job = Job {
+            id: RunId::new(1, 2).job(self.next_job),
+            coin: Coin::Bitcoin,
+            height: 1,
+            prev_hash: Hash256([0; 32]),
+            version: 0x2000_0000,
+            nbits: 0x1702_5ced,
+            ntime: (self.now_us / 1_000_000) as u32,
+            ntime_min: 0,
+            coinbase_prefix: Box::new([]),
+            coinbase_suffix: Box::new([]),
+            branch: Box::new([]),
+            extranonce2_bytes: 8,
+            network_target: Target::from_compact(0x1702_5ced).expect("a target"),
+            clean,
+            created_us: self.now_us,
+        };
+        self.next_job += 1;
+        let job = Arc::new(PublishedJob::new(job, 0x7fff_fff0));
+        self.book.publish(Arc::clone(&job));
+        self.with_session(|session, context, out| session.notify(context, &job, false, out));
+    }
+
+    fn hear(&mut self) {
+        while let Some((_, text)) = self.wire.pop_front_if(|(at, _)| *at <= self.now_us) {
+            for line in text.lines() {
+                let value: serde_json::Value = serde_json::from_str(line).expect("JSON");
+                match value["method"].as_str() {
+                    Some("mining.set_difficulty") => self.told = value["params"][0].as_f64().expect("a number"),
+                    Some("mining.notify") => {
+                        let id = value["params"][0].as_str().expect("an id").to_owned();
+                        self.before = std::mem::replace(&mut self.mined, (id, self.told));
+                        if self.hasty {
+                            self.before.1 = self.told;
+                        }
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    /// An honest share of this job, found at this difficulty.
+    fn share(&mut self, (job, difficulty): (String, f64)) {
+        let line = format!(
+            "{{\"id\":3,\"method\":\"mining.submit\",\"params\":[\"rig.1\",\"{job}\",\"0000000000000001\",\"{:08x}\",\"00000001\"]}}",
+            self.now_us / 1_000_000
+        );
+        let Event::Share(submit, _) = self.say(&line) else { panic!("{line} is no share") };
+        if submit.status != Submit::PENDING {
+            return;
+        }
+        self.judged += 1;
+        let found = Difficulty::clamped(difficulty).work().hashes();
+        assert!(submit.work <= found, "a share of {job} found at work {found} is judged at {}: refused as low difficulty", submit.work);
+        let told = self.session.told_work();
+        self.with_session(|session, context, out| session.on_share(context, told, out));
+    }
+}
+
+#[test]
+fn a_swinging_hashrate_costs_no_honest_share() {
+    let retargets = if is_long() { 100_000 } else { 2_000 };
+    let (mut total, mut judged) = (0, 0);
+    for seed in 1.. {
+        let mut table = Table::new(seed);
+        table.publish(true);
+        let (mut job_us, mut look_us, mut swing_us) = (table.now_us + 30_000_000, table.now_us + 1_000_000, table.now_us);
+        let mut hashrate = 1e12;
+        while table.now_us < START_US + 4 * HOUR_US {
+            if table.now_us >= swing_us {
+                hashrate = 1e12 * 2f64.powf((table.random.unit() - 0.5) * 16.0);
+                swing_us = table.now_us + (table.random.unit() * 300e6) as u64;
+            }
+            let difficulty = table.mined.1.max(1.0);
+            let wait_us = table.random.wait() * Difficulty::clamped(difficulty).work().hashes() as f64 / hashrate * 1e6;
+            let heard_us = table.wire.front().map_or(u64::MAX, |(at, _)| *at);
+            let share_us = if table.mined.0.is_empty() { u64::MAX } else { table.now_us.saturating_add(wait_us as u64 + 1) };
+            table.now_us = share_us.min(job_us).min(look_us).min(heard_us.max(table.now_us)).min(swing_us.max(table.now_us + 1));
+            table.hear();
+            if table.now_us == share_us {
+                // One share in ten was in hand when the job changed.
+                let held = if table.random.unit() < 0.1 && !table.before.0.is_empty() { table.before.clone() } else { table.mined.clone() };
+                table.share(held);
+            }
+            if table.now_us >= job_us {
+                job_us += 30_000_000;
+                let clean = table.random.unit() < 0.05;
+                table.publish(clean);
+            }
+            if table.now_us >= look_us {
+                look_us += 1_000_000;
+                table.with_session(|session, context, out| session.on_time(context, out));
+            }
+        }
+        total += table.retargets;
+        judged += table.judged;
+        if total >= retargets {
+            break;
+        }
+    }
+    println!("{judged} honest shares through {total} retargets, none refused as low difficulty");
+    assert!(judged > total);
 }

@@ -7,7 +7,7 @@ use crate::metrics::{NetCounts, NetMetrics};
 use crate::ring::{Rx, Tx};
 use crate::stage::{Regime, Stage};
 use hdrhistogram::Histogram;
-use otedama_primitives::{Answer, Clock, Dimension, ShareStatus, Submit};
+use otedama_primitives::{Answer, Clock, Dimension, ShareStatus, Submit, Work};
 use otedama_stratum::Extranonces;
 use otedama_stratum::v1::{self, IdToken, JobBook, PublishedJob, Session};
 use std::collections::VecDeque;
@@ -114,7 +114,11 @@ struct Place {
     generation: u32,
     id: IdToken,
     state: u8,
+    /// Work that the miner was told for the share's job: what the share counts for in vardiff.
+    told: Work,
 }
+
+const _: () = assert!(size_of::<Place>() <= 48, "net keeps 32,768 of them");
 
 /// A share without a verdict.
 const WAITING: u8 = 0xff;
@@ -129,7 +133,7 @@ struct Fifo {
 
 impl Fifo {
     fn new() -> Self {
-        let empty = Place { arrival_us: 0, slot: 0, generation: 0, id: IdToken::NULL, state: TEXT };
+        let empty = Place { arrival_us: 0, slot: 0, generation: 0, id: IdToken::NULL, state: TEXT, told: Work::new(0) };
         Self { places: vec![empty; IN_FLIGHT].into_boxed_slice(), head: 0, tail: 0 }
     }
 
@@ -303,6 +307,9 @@ impl<D: Driver, C: Clock> Net<D, C> {
                     self.driver.reply(place.slot, &self.state.line_out);
                     self.arrivals.push(place.arrival_us);
                     // What the server refuses to protect itself is not held against the miner.
+                    if matches!(status, ShareStatus::Accepted | ShareStatus::Overload) && self.state.learn(&place) {
+                        self.send_behind(place.slot);
+                    }
                     if status == ShareStatus::Accepted {
                         self.state.accepted_one(place.slot, place.arrival_us);
                     } else if status != ShareStatus::Overload && self.state.refused_too_often(place.slot, place.arrival_us) {
@@ -335,7 +342,7 @@ impl<D: Driver, C: Clock> Net<D, C> {
         worked
     }
 
-    /// Sends the newest job on. Where a reply waits behind shares in flight the job queues behind it, or an older job in that reply would come last.
+    /// Sends the newest job on.
     fn broadcast(&mut self) -> bool {
         if self.broadcast_left == 0 {
             return false;
@@ -348,15 +355,20 @@ impl<D: Driver, C: Clock> Net<D, C> {
             self.broadcast_left -= 1;
             if self.state.notify(at, now_us) {
                 sent += 1;
-                if self.state.connections[at].as_ref().is_some_and(|connection| connection.texts > 0) {
-                    self.state.reply(at as Slot);
-                } else {
-                    self.driver.reply(at as Slot, &self.state.line_out);
-                }
+                self.send_behind(at as Slot);
             }
         }
         self.driver.flush();
         sent > 0
+    }
+
+    /// Sends `line_out`, a job: behind the replies that wait for shares in flight, or an older job in one of them would come last. There must be a free place.
+    fn send_behind(&mut self, slot: Slot) {
+        if self.state.connections[slot as usize].as_ref().is_some_and(|connection| connection.texts > 0) {
+            self.state.reply(slot);
+        } else {
+            self.driver.reply(slot, &self.state.line_out);
+        }
     }
 
     /// Reads sockets until there is no room, nothing to read, or the step's budget is spent.
@@ -443,9 +455,10 @@ impl<D: Driver, C: Clock> Net<D, C> {
         }
     }
 
-    /// Closes connections that did not authorize in time, a bounded number of places a call.
+    /// Closes connections that did not authorize in time, and tells vardiff of the time that passed without shares; a bounded number of places a call.
     fn check_deadlines(&mut self) {
         let now_us = self.clock.now_us();
+        let mut sent = false;
         let places = self.state.connections.len();
         for _ in 0..DEADLINES_PER_HOUSEKEEPING.min(places) {
             let at = self.deadline_next % places;
@@ -460,7 +473,13 @@ impl<D: Driver, C: Clock> Net<D, C> {
                 if self.stalled == Some(at as Slot) {
                     self.stalled = None;
                 }
+            } else if self.state.fifo.room() > 0 && self.state.look(at, now_us) {
+                self.send_behind(at as Slot);
+                sent = true;
             }
+        }
+        if sent {
+            self.driver.flush();
         }
     }
 }
@@ -552,6 +571,7 @@ impl State {
             self.generations[at] = self.generations[at].wrapping_add(1);
             self.open -= 1;
             let newest = connection.session.newest_job();
+            connection.session.remember(&self.settings.session);
             self.extranonces.release(connection.session.extranonce1(), newest);
         }
     }
@@ -608,6 +628,34 @@ impl State {
         let sent = !self.line_out.is_empty();
         self.counts.job_sent += u64::from(sent);
         sent
+    }
+
+    /// Books the share of this place for vardiff; true when a retarget stands in `line_out`.
+    fn learn(&mut self, place: &Place) -> bool {
+        self.retarget(place.slot as usize, place.arrival_us, |session, context, out| session.on_share(context, place.told, out))
+    }
+
+    /// Books the time without shares of a connection for vardiff; true when a retarget stands in `line_out`.
+    fn look(&mut self, at: usize, now_us: u64) -> bool {
+        self.retarget(at, now_us, |session, context, out| session.on_time(context, out))
+    }
+
+    fn retarget(&mut self, at: usize, now_us: u64, book: impl FnOnce(&mut Session, &v1::Context<'_>, &mut Vec<u8>)) -> bool {
+        if self.settings.session.learning.is_none() {
+            return false;
+        }
+        let Some(connection) = self.connections.get_mut(at).and_then(Option::as_deref_mut) else { return false };
+        let before = connection.session.difficulty();
+        self.line_out.clear();
+        let context = v1::Context { settings: &self.settings.session, jobs: &self.jobs, now_us, peer: None };
+        book(&mut connection.session, &context, &mut self.line_out);
+        if self.line_out.is_empty() {
+            return false;
+        }
+        let counts = &mut self.counts;
+        *if connection.session.difficulty() > before { &mut counts.difficulty_raised } else { &mut counts.difficulty_lowered } += 1;
+        counts.job_sent += 1;
+        true
     }
 
     /// Takes lines from what is left over and `bytes`. Replies that may leave at once stand in `out`.
@@ -676,7 +724,14 @@ impl State {
         let event = connection.session.on_line(&context, line, &mut self.line_out);
         match event {
             v1::Event::Share(mut submit, id) => {
-                let place = Place { arrival_us: now_us, slot, generation: self.generations[at], id, state: WAITING };
+                let place = Place {
+                    arrival_us: now_us,
+                    slot,
+                    generation: self.generations[at],
+                    id,
+                    state: WAITING,
+                    told: connection.session.told_work(),
+                };
                 submit.in_flight = self.fifo.push(place);
                 connection.in_flight += 1;
                 self.counts.share_received += 1;
@@ -739,7 +794,7 @@ impl State {
         connection.texts += 1;
         self.text_bytes += self.line_out.len();
         self.texts.push_back(self.line_out.as_slice().into());
-        self.fifo.push(Place { arrival_us: 0, slot, generation: self.generations[at], id: IdToken::NULL, state: TEXT });
+        self.fifo.push(Place { arrival_us: 0, slot, generation: self.generations[at], id: IdToken::NULL, state: TEXT, told: Work::new(0) });
     }
 
     /// The lane that judges a share: by extranonces, so that a duplicate always meets its original.

@@ -46,13 +46,32 @@ pub(crate) fn set_difficulty(out: &mut Vec<u8>, difficulty: Difficulty) {
     let _ = writeln!(out, "{{\"id\":null,\"method\":\"mining.set_difficulty\",\"params\":[{}]}}", difficulty.get());
 }
 
+/// What stands before the job id in a notify line.
+const NOTIFY_HEAD: &str = "{\"id\":null,\"method\":\"mining.notify\",\"params\":[\"";
+/// What stands between ntime and the end of a notify line, without and with clean_jobs.
+const NOTIFY_TAILS: [&str; 2] = ["\",false]}\n", "\",true]}\n"];
+
+/// Writes a job that the session already has once more, under an id and an ntime of its own: `line` is its notify line, `clean` as it was made. Two hex digits
+/// after the job's own eight say which sending it was.
+pub(crate) fn notify_again(out: &mut Vec<u8>, line: &[u8], clean: bool, sending: u8, ntime: u32) {
+    let id_end = NOTIFY_HEAD.len() + 8;
+    let tail_at = line.len() - NOTIFY_TAILS[usize::from(clean)].len();
+    out.extend_from_slice(&line[..id_end]);
+    // Writing into a Vec cannot fail.
+    let _ = if sending == 0 { Ok(()) } else { write!(out, "{sending:02x}") };
+    out.extend_from_slice(&line[id_end..tail_at - 8]);
+    let _ = write!(out, "{ntime:08x}");
+    out.extend_from_slice(&line[tail_at..]);
+}
+
 /// The mining.notify line of a job. prevhash has the bytes of each 4-byte word reversed against the header (the protocol's own order); version, nbits and ntime are numbers.
 pub(crate) fn notify_line(job: &Job, wire_id: u32, clean: bool) -> Vec<u8> {
     let mut swapped = job.prev_hash.0;
     swapped.chunks_exact_mut(4).for_each(<[u8]>::reverse);
     let branch: Vec<String> = job.branch.iter().map(|sibling| format!("\"{}\"", encode_hex(&sibling.0))).collect();
+    let tail = NOTIFY_TAILS[usize::from(clean)];
     format!(
-        "{{\"id\":null,\"method\":\"mining.notify\",\"params\":[\"{wire_id:08x}\",\"{}\",\"{}\",\"{}\",[{}],\"{:08x}\",\"{:08x}\",\"{:08x}\",{clean}]}}\n",
+        "{NOTIFY_HEAD}{wire_id:08x}\",\"{}\",\"{}\",\"{}\",[{}],\"{:08x}\",\"{:08x}\",\"{:08x}{tail}",
         encode_hex(&swapped),
         encode_hex(&job.coinbase_prefix),
         encode_hex(&job.coinbase_suffix),
@@ -101,6 +120,41 @@ mod tests {
         ] {
             let line = text(|out| set_difficulty(out, wire_difficulty(value)));
             assert_eq!(line, format!("{{\"id\":null,\"method\":\"mining.set_difficulty\",\"params\":[{expected}]}}\n"));
+        }
+    }
+
+    #[test]
+    fn a_job_sent_again_differs_in_its_id_and_its_ntime_alone() {
+        let job = Job {
+            id: otedama_primitives::RunId::new(1, 2).job(3),
+            coin: otedama_primitives::Coin::Bitcoin,
+            height: 1,
+            prev_hash: otedama_primitives::Hash256([7; 32]),
+            version: 0x2000_0000,
+            nbits: 0x1d00_ffff,
+            ntime: 0x6b49_d200,
+            ntime_min: 0,
+            coinbase_prefix: Box::new([1, 2]),
+            coinbase_suffix: Box::new([3]),
+            branch: Box::new([otedama_primitives::Hash256([9; 32])]),
+            extranonce2_bytes: 8,
+            network_target: otedama_primitives::Target([u64::MAX; 4]),
+            clean: false,
+            created_us: 0,
+        };
+        for clean in [false, true] {
+            let line = notify_line(&job, 0xabcd_0003, clean);
+            let plain: serde_json::Value = serde_json::from_slice(&line).expect("JSON");
+            let mut same = Vec::new();
+            notify_again(&mut same, &line, clean, 0, job.ntime);
+            assert_eq!(same, line);
+            let again = text(|out| notify_again(out, &line, clean, 0x1f, job.ntime + 1));
+            let mut again: serde_json::Value = serde_json::from_str(again.trim_end()).expect("JSON");
+            assert_eq!(again["params"][0], "abcd00031f");
+            assert_eq!(again["params"][7], "6b49d201");
+            again["params"][0] = plain["params"][0].clone();
+            again["params"][7] = plain["params"][7].clone();
+            assert_eq!(again, plain);
         }
     }
 

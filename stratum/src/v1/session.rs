@@ -1,6 +1,7 @@
 //! The state of one Stratum V1 connection: lines in, replies and events out.
 use super::request::{Method, Param, Request};
 use super::{IdToken, JobBook, PublishedJob, configure, lines, messages, scan, slow};
+use crate::vardiff::{Learning, Vardiff};
 use otedama_primitives::{
     Difficulty, SessionRecord, ShareStatus, Submit, Target, Work, WorkerId, WorkerName, WorkerRecord, decode_hex, flags,
 };
@@ -26,6 +27,11 @@ pub struct Settings {
     pub workers_max: usize,
     /// How long after a retarget shares are judged at the easier of the two works, microseconds.
     pub grace_us: u64,
+    /// The same for shares that name a job sent at a new, harder difficulty, microseconds; at most `grace_us`. Their miner was told, and each of them judged at the
+    /// easier work is credited less than it cost: this only has to cover firmware that finishes what it has in hand.
+    pub grace_raised_us: u64,
+    /// `[vardiff]`: how difficulty follows the share rate; None keeps it fixed.
+    pub learning: Option<Learning>,
 }
 
 impl Default for Settings {
@@ -39,6 +45,8 @@ impl Default for Settings {
             extranonce2_bytes: 8,
             workers_max: 4096,
             grace_us: 60_000_000,
+            grace_raised_us: 5_000_000,
+            learning: None,
         }
     }
 }
@@ -93,6 +101,8 @@ const PEER_BYTES_MAX: usize = 56;
 const SUBSCRIBES_MAX: u8 = 16;
 /// A suggestion within this time of the last retarget is not followed, for the same reason.
 const SUGGEST_INTERVAL_US: u64 = 1_000_000;
+/// Vardiff retargets no sooner than this after the last retarget: shares are dear, but not where the difficulty is far too low.
+const RETARGET_INTERVAL_US: u64 = 1_000_000;
 
 /// A worker that this connection may submit for.
 #[derive(Debug)]
@@ -102,6 +112,14 @@ struct Worker {
 }
 
 /// One connection: plain columns of at most 200 bytes, and the workers' names on the heap.
+///
+/// **One difficulty for all workers of a connection**: set_difficulty has no worker in it, and farm proxies submit for many workers over one connection while
+/// they mine as one. So vardiff aims at the target rate for the connection, over the shares of all its workers; what it learned is remembered under the worker
+/// that was authorized first, which is the one that a miner or proxy names first when it comes back.
+///
+/// **A job sent again** (a retarget that does not wait for the next job) is the same job to the pool but another one to the miner: its id ends in two more
+/// digits and its ntime is later, because firmware ignores an id that it already has, and starts its search anew and would find the same shares again. The
+/// digits also tell at which difficulty a share was found.
 #[derive(Debug)]
 pub struct Session {
     /// Sorted by name.
@@ -118,6 +136,12 @@ pub struct Session {
     work_before: Work,
     /// Until then a share is judged at the easier of the two; 0 before the first retarget.
     grace_until_us: u64,
+    /// What is known about the share rate.
+    vardiff: Vardiff,
+    /// The worker that was authorized first.
+    first_worker: WorkerId,
+    /// Work that the job of the last submit was sent at.
+    told: Work,
     seat: Seat,
     /// Bits that mining.configure granted.
     version_mask: u32,
@@ -125,6 +149,12 @@ pub struct Session {
     first_job: u32,
     /// Counter of the newest job that was sent; 0 for none.
     newest_job: u32,
+    /// The ntime that it was last sent with.
+    newest_ntime: u32,
+    /// Which sending of `first_job` was the first at `sent`; 0 for the plain id. Later ones are at it, too.
+    first_sending: u8,
+    /// The last sending of the newest job.
+    newest_sending: u8,
     /// Index of the worker of the last submit.
     last_worker: u16,
     extranonce2_bytes: u8,
@@ -151,10 +181,16 @@ impl Session {
             work_now: wanted.work(),
             work_before: wanted.work(),
             grace_until_us: 0,
+            vardiff: Vardiff::new(0),
+            first_worker: WorkerId(0),
+            told: wanted.work(),
             seat,
             version_mask: 0,
             first_job: 0,
             newest_job: 0,
+            newest_ntime: 0,
+            first_sending: 0,
+            newest_sending: 0,
             last_worker: 0,
             extranonce2_bytes: settings.extranonce2_bytes.clamp(4, 8),
             subscribes: 0,
@@ -186,18 +222,70 @@ impl Session {
         }
     }
 
-    /// Changes the difficulty: set_difficulty and the newest job again leave in one write. Before the first job it only changes what will be sent with it.
+    /// Changes the difficulty: set_difficulty and a job leave in one write, the newest job under a new id where the session already has it. Before the first job it
+    /// only changes what will be sent with it.
     pub fn set_difficulty(&mut self, ctx: &Context<'_>, difficulty: Difficulty, out: &mut Vec<u8>) {
         self.wanted = messages::wire_difficulty(difficulty.get().max(self.floor.get()));
         if self.newest_job == 0 {
             return;
         }
-        // Without a live job the change waits for the next one.
+        // Without a live job, or with every id of this one used, the change waits for the next job.
         if let Some(job) = ctx.jobs.newest()
             && job.job.id.counter() >= self.newest_job
             && self.effective(job) != self.sent
+            && (job.job.id.counter() > self.newest_job || self.newest_sending < u8::MAX)
         {
             self.send_job(ctx, job, job.job.clean && job.job.id.counter() > self.newest_job, out);
+        }
+    }
+
+    /// Books a share for vardiff that was answered accepted, or refused for the server's own sake. `told` is `told_work` right after its submit. Writes a retarget
+    /// to `out` where one is due: it must leave after everything that waits for this connection.
+    pub fn on_share(&mut self, ctx: &Context<'_>, told: Work, out: &mut Vec<u8>) {
+        if let Some(learning) = &ctx.settings.learning {
+            let weight = told.hashes() as f64 / self.work_now.hashes() as f64;
+            let decision = self.vardiff.on_share(&learning.policy, self.sent, weight as f32, ctx.now_us);
+            self.follow(ctx, decision, out);
+        }
+    }
+
+    /// Books time without shares for vardiff; to be called every few seconds, and more often does no harm. `out` as in `on_share`.
+    pub fn on_time(&mut self, ctx: &Context<'_>, out: &mut Vec<u8>) {
+        if let Some(learning) = &ctx.settings.learning {
+            if self.newest_job == 0 || !self.is_authorized() || ctx.jobs.newest().is_none() {
+                self.vardiff.skip(ctx.now_us);
+                return;
+            }
+            let decision = self.vardiff.on_time(&learning.policy, self.sent, ctx.now_us);
+            self.follow(ctx, decision, out);
+        }
+    }
+
+    fn follow(&mut self, ctx: &Context<'_>, decision: Option<Difficulty>, out: &mut Vec<u8>) {
+        if let Some(difficulty) = decision
+            && self.rested(ctx, RETARGET_INTERVAL_US)
+        {
+            self.set_difficulty(ctx, difficulty, out);
+        }
+    }
+
+    /// True when the last retarget lies at least `interval_us` back.
+    fn rested(&self, ctx: &Context<'_>, interval_us: u64) -> bool {
+        self.grace_until_us == 0 || ctx.now_us.saturating_add(ctx.settings.grace_us) >= self.grace_until_us.saturating_add(interval_us)
+    }
+
+    /// Work at which the miner was told to mine the job that its last submit named.
+    pub fn told_work(&self) -> Work {
+        self.told
+    }
+
+    /// Remembers what was learned about the miner, for its next connection. To be called when this one ends.
+    pub fn remember(&self, settings: &Settings) {
+        if let Some(learning) = &settings.learning
+            && self.is_authorized()
+            && self.vardiff.is_settled()
+        {
+            learning.memory.remember(self.first_worker, self.sent);
         }
     }
 
@@ -324,13 +412,23 @@ impl Session {
             Err(position) => position,
         };
         let worker = name.id(&ctx.settings.pool);
-        if self.workers.is_empty() {
+        let first = self.workers.is_empty();
+        if first {
             // Nearly all connections have one worker: no spare room.
             self.workers.reserve_exact(1);
+            self.first_worker = worker;
+            self.vardiff = Vardiff::new(ctx.now_us);
         }
         self.workers.insert(position, Worker { name: name.as_str().into(), id: worker });
         self.last_worker = position as u16;
         messages::result(out, id, b"true");
+        if first
+            && let Some(learning) = &ctx.settings.learning
+            && let Some(difficulty) = learning.memory.recall(worker)
+        {
+            self.set_difficulty(ctx, difficulty, out);
+            self.vardiff = Vardiff::remembered(ctx.now_us);
+        }
         Event::Authorized(WorkerRecord { worker, seen_us: ctx.now_us, session: self.seat.session, name: name.as_str().to_owned() })
     }
 
@@ -345,9 +443,7 @@ impl Session {
     }
 
     fn suggest(&mut self, ctx: &Context<'_>, id: &IdToken, value: f64, out: &mut Vec<u8>) {
-        let settled = self.grace_until_us == 0
-            || ctx.now_us.saturating_add(ctx.settings.grace_us) >= self.grace_until_us.saturating_add(SUGGEST_INTERVAL_US);
-        let followed = value.is_finite() && settled;
+        let followed = value.is_finite() && self.rested(ctx, SUGGEST_INTERVAL_US);
         messages::result(out, id, if followed { b"true" } else { b"false" });
         if followed {
             let (least, most) = (ctx.settings.difficulty_min.get(), ctx.settings.difficulty_max.get());
@@ -362,41 +458,67 @@ impl Session {
 
     fn send_job(&mut self, ctx: &Context<'_>, job: &PublishedJob, clean: bool, out: &mut Vec<u8>) {
         let difficulty = self.effective(job);
-        if difficulty != self.sent {
-            self.retarget(ctx, difficulty, job.job.id.counter());
+        let counter = job.job.id.counter();
+        let again = counter <= self.newest_job;
+        let changed = difficulty != self.sent && !(again && self.newest_sending == u8::MAX);
+        let sending = if again { self.newest_sending + u8::from(changed) } else { 0 };
+        if changed {
+            self.retarget(ctx, difficulty, counter, sending);
             self.difficulty_due = true;
         }
         if self.difficulty_due {
-            messages::set_difficulty(out, difficulty);
+            messages::set_difficulty(out, self.sent);
             self.difficulty_due = false;
         }
         // Where broadcasts were skipped, the job that ended the session's last one may be among them.
         let clean = clean || self.newest_job == 0 || !ctx.jobs.is_live(self.newest_job);
-        out.extend_from_slice(if clean { &job.notify_clean } else { &job.notify });
-        self.newest_job = self.newest_job.max(job.job.id.counter());
+        let line = if clean { &job.notify_clean } else { &job.notify };
+        if again {
+            // A later ntime makes headers that this miner has not tried: many start their search anew with every notify.
+            let elapsed_s = ctx.now_us.saturating_sub(job.job.created_us) / 1_000_000;
+            let now = job.job.ntime.saturating_add(u32::try_from(elapsed_s).unwrap_or(u32::MAX));
+            self.newest_ntime = now.max(self.newest_ntime.saturating_add(1)).min(job.job.ntime_max(ctx.now_us));
+            messages::notify_again(out, line, clean, sending, self.newest_ntime);
+        } else {
+            out.extend_from_slice(line);
+            if self.newest_job == 0 {
+                self.vardiff.skip(ctx.now_us);
+            }
+            self.newest_job = counter;
+            self.newest_ntime = job.job.ntime;
+        }
+        self.newest_sending = sending;
     }
 
-    /// From the job `counter` on, shares are found at `difficulty`.
-    fn retarget(&mut self, ctx: &Context<'_>, difficulty: Difficulty, counter: u32) {
+    /// From this sending of the job `counter` on, shares are found at `difficulty`.
+    fn retarget(&mut self, ctx: &Context<'_>, difficulty: Difficulty, counter: u32, sending: u8) {
         let work = difficulty.work();
         if self.newest_job == 0 {
             self.work_before = work;
         } else {
             // Two works are kept. Where jobs of an earlier retarget may still be mined the easier stands for both, so that no honest share is refused.
-            let overlaps = ctx.now_us < self.grace_until_us || self.first_job > ctx.jobs.oldest_live();
+            // The first job at `sent` counts among them where it was sent before at another difficulty.
+            let oldest_before = self.first_job + u32::from(self.first_sending > 0);
+            let overlaps = ctx.now_us < self.grace_until_us || oldest_before > ctx.jobs.oldest_live();
             self.work_before = if overlaps { self.work_before.easier(self.work_now) } else { self.work_now };
             self.first_job = counter;
+            self.first_sending = sending;
             self.grace_until_us = ctx.now_us.saturating_add(ctx.settings.grace_us);
         }
+        self.vardiff.retargeted(self.sent, difficulty);
         self.sent = difficulty;
         self.work_now = work;
     }
 
-    /// The work that a share of this job is judged at now, and the flag where the grace made it easier.
-    fn work_of(&self, job: &PublishedJob, now_us: u64) -> (Work, u8) {
-        let frozen = if job.job.id.counter() >= self.first_job { self.work_now } else { self.work_before };
-        let judged = if now_us < self.grace_until_us { self.work_now.easier(self.work_before) } else { frozen };
-        (judged.easier(job.network_work), if judged < frozen { flags::GRACE } else { 0 })
+    /// For a share of this sending of a job: the work that it is judged at now, the work that its miner was told, and the flag where the grace made it easier.
+    fn work_of(&self, ctx: &Context<'_>, job: &PublishedJob, sending: u8) -> (Work, Work, u8) {
+        let counter = job.job.id.counter();
+        let is_new = counter > self.first_job || (counter == self.first_job && sending >= self.first_sending);
+        let told = if is_new { self.work_now } else { self.work_before };
+        let cut_us = if is_new { ctx.settings.grace_us.saturating_sub(ctx.settings.grace_raised_us) } else { 0 };
+        let in_grace = ctx.now_us.saturating_add(cut_us) < self.grace_until_us;
+        let judged = if in_grace { self.work_now.easier(self.work_before) } else { told };
+        (judged.easier(job.network_work), told, if judged < told { flags::GRACE } else { 0 })
     }
 
     fn position(&self, name: &str) -> Result<usize, usize> {
@@ -425,11 +547,15 @@ impl Session {
         let [worker_name, job_id, extranonce2, ntime, nonce, version, ..] = &request.params;
         // What can be decoded is, whatever the verdict: a row explains itself.
         let worker = if let Param::Text(name) = worker_name { self.worker(name) } else { None };
-        let entry = if let Param::Text(text) = job_id { wire_id(text).and_then(|wire_id| ctx.jobs.lookup(wire_id)) } else { None };
+        let (entry, sending) = match job_id {
+            Param::Text(text) => job_name(text).map_or((None, 0), |(wire_id, sending)| (ctx.jobs.lookup(wire_id), sending)),
+            _ => (None, 0),
+        };
         let extranonce2 = if let Param::Text(text) = extranonce2 { number_of_bytes(text, self.extranonce2_bytes) } else { None };
         let (ntime, nonce) = (word(ntime), word(nonce));
         let rolled = rolled_bits(version);
-        let (work, grace) = entry.map_or((self.work_now, 0), |(job, _)| self.work_of(job, ctx.now_us));
+        let (work, told, grace) = entry.map_or((self.work_now, self.work_now, 0), |(job, _)| self.work_of(ctx, job, sending));
+        self.told = told;
         let job_version = entry.map_or(0, |(job, _)| job.job.version);
         let late = entry.is_some_and(|(job, live)| live && job.job.id.counter() < self.newest_job);
 
@@ -486,7 +612,20 @@ fn refuse(out: &mut Vec<u8>, id: &IdToken, (code, text): Refusal) -> Event {
     Event::Refused
 }
 
-/// Our job ids are 8 hex digits; anything else was never one of ours.
+/// Our job ids are 8 hex digits, and 2 more where a job was sent again: which sending it was, from 1. Anything else was never one of ours.
+#[inline]
+fn job_name(text: &[u8]) -> Option<(u32, u8)> {
+    match text.split_at_checked(8) {
+        Some((id, b"")) => Some((wire_id(id)?, 0)),
+        Some((id, sending @ [_, _])) => {
+            let mut byte = [0; 1];
+            decode_hex(sending, &mut byte).ok()?;
+            Some((wire_id(id)?, byte[0])).filter(|(_, sending)| *sending > 0)
+        }
+        _ => None,
+    }
+}
+
 #[inline]
 fn wire_id(text: &[u8]) -> Option<u32> {
     let mut bytes = [0; 4];

@@ -1,4 +1,5 @@
 use super::*;
+use crate::vardiff::{Memory, Policy};
 use otedama_primitives::{Clock, Coin, Hash256, Job, ManualClock, RunId, encode_hex};
 use proptest::prelude::*;
 use serde_json::Value;
@@ -48,6 +49,32 @@ impl Table {
     fn with(settings: Settings) -> Self {
         let session = Session::new(Seat { session: 5, extranonce1: 0x0400_00ff, net: 1 }, &settings);
         Self { settings, book: JobBook::new(), clock: ManualClock::at(START_US), session }
+    }
+
+    /// Vardiff at 60 shares a minute from 1024 up; subscribed, "rig.1" authorized, no job yet.
+    fn learning(memory: &Arc<Memory>) -> Self {
+        let policy = Policy::new(60.0, Difficulty::clamped(1.0), Difficulty::clamped(4e9));
+        let mut table = Self::with(Settings { learning: Some(Learning { policy, memory: Arc::clone(memory) }), ..Settings::default() });
+        table.say(r#"{"id":1,"method":"mining.subscribe","params":["t/1"]}"#);
+        table.say(r#"{"id":2,"method":"mining.authorize","params":["rig.1","x"]}"#);
+        table
+    }
+
+    /// An accepted share of the newest sending of a job.
+    fn accepted(&mut self, job: &str) -> String {
+        self.submit(&format!(r#"{{"id":1,"method":"mining.submit","params":["rig.1","{job}","0000000000000001","6b49d200","1"]}}"#));
+        let told = self.session.told_work();
+        let mut out = Vec::new();
+        let ctx = Context { settings: &self.settings, jobs: &self.book, now_us: self.clock.now_us(), peer: None };
+        self.session.on_share(&ctx, told, &mut out);
+        String::from_utf8(out).expect("ASCII")
+    }
+
+    fn look(&mut self) -> String {
+        let mut out = Vec::new();
+        let ctx = Context { settings: &self.settings, jobs: &self.book, now_us: self.clock.now_us(), peer: None };
+        self.session.on_time(&ctx, &mut out);
+        String::from_utf8(out).expect("ASCII")
     }
 
     /// Subscribed with rolling allowed, "rig.1" authorized, jobs 1 (ended by the clean job 2), 2 and 3 (the newest) sent.
@@ -111,7 +138,7 @@ fn work(difficulty: f64) -> u64 {
 
 #[test]
 fn a_session_is_small() {
-    assert!(size_of::<Session>() <= 136, "{} bytes", size_of::<Session>());
+    assert!(size_of::<Session>() <= 176, "{} bytes", size_of::<Session>());
 }
 
 #[test]
@@ -636,7 +663,8 @@ fn a_retarget_and_its_job_leave_in_one_write_and_suggestions_are_rate_limited() 
     let lines: Vec<&str> = out.lines().collect();
     assert_eq!(lines[0], r#"{"id":1,"result":true,"error":null}"#);
     assert_eq!(lines[1], r#"{"id":null,"method":"mining.set_difficulty","params":[64]}"#);
-    assert!(lines[2].contains("mining.notify\",\"params\":[\"abcd0003\"") && lines[2].ends_with("false]}"), "{out}");
+    // The same job under an id of its own, with an ntime of its own: firmware ignores an id that it has, and starts its search anew.
+    assert!(lines[2].contains("mining.notify\",\"params\":[\"abcd000301\"") && lines[2].ends_with("\"6b49d201\",false]}"), "{out}");
     // The same again changes nothing; another within a second is not followed.
     table.clock.advance(999_999);
     assert_eq!(
@@ -652,32 +680,134 @@ fn a_retarget_and_its_job_leave_in_one_write_and_suggestions_are_rate_limited() 
 #[test]
 fn a_share_is_judged_at_the_work_of_its_job_and_in_the_grace_at_the_easier() {
     let mut table = Table::mining();
-    let judged = |table: &mut Table, counter: u32| {
-        let job = SALT + counter;
-        let submit = table
-            .submit(&format!(r#"{{"id":1,"method":"mining.submit","params":["rig.1","{job:08x}","0000000000000001","6b49d200","1"]}}"#));
-        assert_eq!(submit.status, Submit::PENDING);
+    let judged = |table: &mut Table, job: &str| {
+        let submit =
+            table.submit(&format!(r#"{{"id":1,"method":"mining.submit","params":["rig.1","{job}","0000000000000001","6b49d200","1"]}}"#));
+        assert_eq!(submit.status, Submit::PENDING, "{job}");
         (submit.work, submit.flags & flags::GRACE)
     };
+    // Harder: what was sent before keeps its work, the new one has the easier for some seconds.
     table.clock.advance(5_000_000);
-    // Harder: the jobs of before keep their work, the new one has the easier until the grace ends.
-    table.set_difficulty(4096.0);
+    assert!(table.set_difficulty(4096.0).contains("abcd000301"));
     table.publish(4, false);
-    assert_eq!(judged(&mut table, 2), (work(1024.0), 0));
-    assert_eq!(judged(&mut table, 4), (work(1024.0), flags::GRACE));
-    table.clock.advance(59_999_999);
-    assert_eq!(judged(&mut table, 4), (work(1024.0), flags::GRACE));
+    assert_eq!(judged(&mut table, "abcd0002"), (work(1024.0), 0));
+    assert_eq!(judged(&mut table, "abcd0003"), (work(1024.0), 0));
+    assert_eq!(judged(&mut table, "abcd000301"), (work(1024.0), flags::GRACE));
+    table.clock.advance(4_999_999);
+    assert_eq!(judged(&mut table, "abcd0004"), (work(1024.0), flags::GRACE));
     table.clock.advance(1);
-    assert_eq!(judged(&mut table, 4), (work(4096.0), 0));
-    assert_eq!(judged(&mut table, 3), (work(4096.0), 0), "job 3 was sent again at the new difficulty");
-    assert_eq!(judged(&mut table, 2), (work(1024.0), 0));
+    assert_eq!(judged(&mut table, "abcd0004"), (work(4096.0), 0));
+    assert_eq!(judged(&mut table, "abcd000301"), (work(4096.0), 0));
+    table.clock.advance(55_000_000);
+    assert_eq!(judged(&mut table, "abcd0003"), (work(1024.0), 0), "the id says at which difficulty it was found");
+    assert_eq!(judged(&mut table, "abcd0002"), (work(1024.0), 0));
     // Easier: shares of the old jobs may come at the new difficulty at once.
     table.set_difficulty(16.0);
-    assert_eq!(judged(&mut table, 3), (work(16.0), flags::GRACE));
+    assert_eq!(judged(&mut table, "abcd000301"), (work(16.0), flags::GRACE));
+    assert_eq!(judged(&mut table, "abcd000401"), (work(16.0), 0));
     table.clock.advance(60_000_000);
     // The easiest of the works that jobs before the retarget were sent at stands for all of them.
-    assert_eq!(judged(&mut table, 3), (work(1024.0), 0));
-    assert_eq!(judged(&mut table, 4), (work(16.0), 0));
+    assert_eq!(judged(&mut table, "abcd0003"), (work(1024.0), 0));
+    assert_eq!(judged(&mut table, "abcd0004"), (work(1024.0), 0));
+    assert_eq!(judged(&mut table, "abcd000401"), (work(16.0), 0));
+    // Two retargets of one job long after each other: its plain id is still live.
+    table.publish(5, true);
+    table.set_difficulty(1e6);
+    table.clock.advance(60_000_000);
+    table.set_difficulty(2e6);
+    table.clock.advance(60_000_000);
+    assert_eq!(judged(&mut table, "abcd0005"), (work(16.0), 0));
+    assert_eq!(judged(&mut table, "abcd000502"), (work(2e6), 0));
+    for unknown in ["abcd000500", "abcd00050", "abcd0005010", "abcd00050g"] {
+        let submit = table
+            .submit(&format!(r#"{{"id":1,"method":"mining.submit","params":["rig.1","{unknown}","0000000000000001","6b49d200","1"]}}"#));
+        assert_eq!(status(&submit), Some(ShareStatus::Stale), "{unknown}");
+    }
+}
+
+#[test]
+fn shares_raise_the_difficulty_silence_lowers_it_and_the_worker_starts_there_the_next_time() {
+    let memory = Arc::new(Memory::new(16));
+    let mut table = Table::learning(&memory);
+    table.publish(1, true);
+    // Ten shares a second at 1024: ten times 60 is wanted.
+    let mut job = "abcd0001".to_owned();
+    for _ in 0..100 {
+        table.clock.advance((100_000.0 * table.session.difficulty().get() / 1024.0) as u64);
+        if let Some(notify) = table.accepted(&job).lines().nth(1) {
+            let notify: Value = serde_json::from_str(notify).expect("JSON");
+            job = notify["params"][0].as_str().expect("an id").to_owned();
+        }
+    }
+    let learned = table.session.difficulty().get();
+    assert!((8192.0..=12800.0).contains(&learned), "{learned}");
+    // While there is no job nobody can find shares.
+    table.book.end_before(2);
+    table.clock.advance(600_000_000);
+    assert_eq!(table.look(), "");
+    table.publish(2, true);
+    table.session.remember(&table.settings);
+    let mut silent_s = 0;
+    while table.session.difficulty().get() >= learned {
+        table.clock.advance(2_000_000);
+        silent_s += 2;
+        let out = table.look();
+        assert!(
+            out.is_empty() || (out.starts_with("{\"id\":null,\"method\":\"mining.set_difficulty\"") && out.lines().count() == 2),
+            "{out}"
+        );
+        assert!(silent_s < 60, "sixty expected shares did not come");
+    }
+    assert!(silent_s >= 8, "lowered after {silent_s} s");
+    let mut again = Table::learning(&memory);
+    assert!(again.publish(1, true).contains(&format!("set_difficulty\",\"params\":[{learned}]")));
+    // Where the job comes before the worker's name the worker's difficulty follows at once, with the job under another id.
+    let mut again = Table::with(again.settings);
+    again.publish(1, true);
+    again.say(r#"{"id":1,"method":"mining.subscribe","params":["t/1"]}"#);
+    let (_, out) = again.say(r#"{"id":2,"method":"mining.authorize","params":["rig.1","x"]}"#);
+    assert!(out.contains(&format!("set_difficulty\",\"params\":[{learned}]")) && out.contains("abcd000101"), "{out}");
+    let (_, out) = again.say(r#"{"id":2,"method":"mining.authorize","params":["rig.2","x"]}"#);
+    assert_eq!(out.lines().count(), 1, "one difficulty for all workers of a connection: {out}");
+}
+
+#[test]
+fn vardiff_asks_for_no_more_than_the_network() {
+    let mut table = Table::learning(&Arc::new(Memory::new(16)));
+    let target = Target::from_compact(0x1b04_04cb).expect("difficulty 16307");
+    let easy = Arc::new(PublishedJob::new(Job { network_target: target, ..job(1, true) }, SALT));
+    table.book.publish(Arc::clone(&easy));
+    let mut out = Vec::new();
+    let ctx = Context { settings: &table.settings, jobs: &table.book, now_us: table.clock.now_us(), peer: None };
+    table.session.notify(&ctx, &easy, false, &mut out);
+    let mut retargets = 0;
+    for _ in 0..200 {
+        table.clock.advance(100_000);
+        let id = format!("abcd0001{}", if retargets == 0 { String::new() } else { format!("{retargets:02x}") });
+        retargets += usize::from(!table.accepted(&id).is_empty());
+        assert!(table.session.work_now <= easy.network_work);
+    }
+    assert!((1..=3).contains(&retargets), "{retargets}");
+    assert_eq!(table.session.difficulty().get(), 16307.0);
+}
+
+#[test]
+fn a_job_is_sent_at_no_more_than_255_difficulties_and_each_sending_has_a_later_ntime() {
+    let mut table = Table::mining();
+    let mut ntimes = vec![];
+    for sending in 1..=255u32 {
+        let out = table.set_difficulty(f64::from(sending));
+        let notify: Value = serde_json::from_str(out.lines().last().expect("a line")).expect("JSON");
+        assert_eq!(notify["params"][0], format!("abcd0003{sending:02x}"));
+        ntimes.push(u32::from_str_radix(notify["params"][7].as_str().expect("text"), 16).expect("hex"));
+    }
+    assert!(ntimes.is_sorted_by(|before, after| before < after), "{ntimes:?}");
+    assert_eq!(table.set_difficulty(7.0), "", "it waits for the next job");
+    assert_eq!(table.session.difficulty().get(), 255.0);
+    let (_, again) = table.say(r#"{"id":1,"method":"mining.subscribe","params":[]}"#);
+    assert!(again.contains("set_difficulty\",\"params\":[255]") && again.contains("abcd0003ff"), "{again}");
+    let next = table.publish(4, false);
+    assert!(next.contains("set_difficulty\",\"params\":[7]") && next.contains("\"abcd0004\""), "{next}");
 }
 
 #[test]
@@ -889,8 +1019,8 @@ fn the_header_of_a_notify_and_its_submit_is_the_vectors_header() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
-    /// The miner of this model applies a difficulty with the job that follows it (ours leave in one write) or at once to what it mines, takes up to 20 s to notice anything,
-    /// and finds shares at whatever it holds. None may be judged at more work than it was found at.
+    /// The miner of this model applies a difficulty with the job that follows it (ours leave in one write) or at once to what it mines, and takes up to 20 s to leave the old job: it
+    /// finds shares at whatever it holds for as long as the job lives. None may be judged at more work than it was found at.
     #[test]
     fn oscillating_difficulty_refuses_no_honest_share(
         steps in prop::collection::vec((0u8..6, 0usize..8, prop_oneof![Just(0u64), 1..20u64, 55..65u64, 100..200u64]), 1..60),
@@ -901,8 +1031,8 @@ proptest! {
         table.say(r#"{"id":2,"method":"mining.authorize","params":["rig.1","x"]}"#);
         table.publish(1, true);
         let mut newest = 1;
-        // (job, difficulty it was sent with, seconds when it was replaced as what the miner holds)
-        let mut held: Vec<(u32, f64, Option<u64>)> = vec![(1, 1024.0, None)];
+        // (job id, difficulty in force when it was sent, difficulty that is applied to it at once, when that came)
+        let mut held: Vec<(String, f64, f64, u64)> = vec![("abcd0001".to_owned(), 1024.0, 1024.0, 0)];
         let mut now_s = 0u64;
         for (what, which, wait_s) in steps {
             table.clock.advance(wait_s * 1_000_000);
@@ -913,25 +1043,32 @@ proptest! {
                 3 => { newest += 1; table.publish(newest, which == 0) }
                 _ => String::new(),
             };
-            if !sent.is_empty() {
-                held.iter_mut().for_each(|entry| entry.2 = entry.2.or(Some(now_s)));
-                held.push((newest, table.session.difficulty().get(), None));
-            }
-            for &(counter, difficulty, replaced_s) in &held {
-                // Old pairs of job and difficulty may still be mined for 20 s, jobs that live are mined at their own difficulty for as long as they live.
-                if replaced_s.is_some_and(|replaced_s| now_s > replaced_s + 20) && held.iter().any(|later| later.0 == counter && later.1 != difficulty) {
-                    continue;
+            if let Some(notify) = sent.lines().last() {
+                let notify: Value = serde_json::from_str(notify).expect("JSON");
+                let difficulty = table.session.difficulty().get();
+                // Such a miner drops what it holds for the job that it hears of; what it has in hand may carry the new difficulty.
+                if let Some(last) = held.last_mut() {
+                    (last.2, last.3) = (difficulty, now_s);
                 }
-                let submit = table.submit(&format!(
-                    r#"{{"id":1,"method":"mining.submit","params":["rig.1","{:08x}","0000000000000001","6b49d200","1"]}}"#, SALT + counter
+                held.push((notify["params"][0].as_str().expect("an id").to_owned(), difficulty, difficulty, now_s));
+            }
+            for (id, sent_at, applied, since_s) in &held {
+                let mut submit_of = |id: &str| table.submit(&format!(
+                    r#"{{"id":1,"method":"mining.submit","params":["rig.1","{id}","0000000000000001","6b49d200","1"]}}"#
                 ));
+                let submit = submit_of(id);
                 if submit.status == Submit::PENDING {
-                    prop_assert!(submit.work <= work(difficulty), "job {counter} found at {difficulty}, judged at work {}", submit.work);
+                    prop_assert!(submit.work <= work(*sent_at), "job {id} found at {sent_at}, judged at work {}", submit.work);
+                    if now_s < since_s + 20 {
+                        prop_assert!(submit.work <= work(*applied), "job {id} found at {applied} at once, judged at work {}", submit.work);
+                    }
                 }
             }
             // Nor does a share come for more than a difficulty that was ever in force.
-            let (current, _) = table.session.work_of(table.book.newest().expect("a live job"), table.clock.now_us());
-            prop_assert!(current <= table.session.work_now);
+            let job = Arc::clone(table.book.newest().expect("a live job"));
+            let ctx = Context { settings: &table.settings, jobs: &table.book, now_us: table.clock.now_us(), peer: None };
+            let (current, told, _) = table.session.work_of(&ctx, &job, u8::MAX);
+            prop_assert!(current <= table.session.work_now && told == table.session.work_now);
         }
     }
 }
