@@ -26,8 +26,8 @@ pub const CONNECTIONS: usize = 64;
 pub const SUBMITS_PER_READ: usize = 32;
 /// Rounds after which a job is replaced: well before its duplicate table is under pressure.
 const ROUNDS_PER_JOB: usize = 16;
-/// Rounds before the clock runs.
-const WARM_ROUNDS: usize = 4;
+/// Rounds of each job before the clock runs.
+const WARM_ROUNDS_PER_JOB: usize = 2;
 /// How long to wait for the sealer, or for answers that are not coming.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -367,21 +367,25 @@ impl SharePath {
     }
 }
 
-/// Runs rounds of shares through all stages on this thread's core. Every share must have been accepted.
-pub fn run(core: usize, isa: Isa, traffic: Traffic, rounds: usize) -> Result<Vec<Round>, String> {
+/// Runs rounds of shares through all stages on this thread's core, after short rounds over `warm_jobs` jobs that touch every duplicate table. Every share must
+/// have been accepted.
+pub fn run(core: usize, isa: Isa, traffic: Traffic, warm_jobs: usize, rounds: usize) -> Result<Vec<Round>, String> {
     let mut path = SharePath::new(core, isa, traffic)?;
+    for _ in 0..warm_jobs {
+        for _ in 0..WARM_ROUNDS_PER_JOB {
+            path.round()?;
+        }
+        path.publish_job()?;
+    }
     let mut measured = Vec::with_capacity(rounds);
-    for round in 0..WARM_ROUNDS + rounds {
+    for round in 0..rounds {
         if round > 0 && round % ROUNDS_PER_JOB == 0 {
             path.publish_job()?;
         }
-        let one = path.round()?;
-        if round >= WARM_ROUNDS {
-            measured.push(one);
-        }
+        measured.push(path.round()?);
     }
     let accepted = path.metrics.share_accepted.load(Ordering::Relaxed);
-    let sent = ((WARM_ROUNDS + rounds) * ROUND) as u64;
+    let sent = ((WARM_ROUNDS_PER_JOB * warm_jobs + rounds) * ROUND) as u64;
     if accepted == sent { Ok(measured) } else { Err(format!("{accepted} of {sent} shares were accepted")) }
 }
 
@@ -392,7 +396,7 @@ mod tests {
     #[test]
     fn every_line_of_a_round_becomes_an_accepted_row() {
         for traffic in [Traffic::FullWork, Traffic::KnownRoots] {
-            let rounds = run(usize::MAX, Isa::Portable, traffic, 1).unwrap();
+            let rounds = run(usize::MAX, Isa::Portable, traffic, 1, 1).unwrap();
             assert_eq!(rounds.len(), 1);
         }
     }
