@@ -6,6 +6,7 @@
 use std::fmt::Write as _;
 
 use otedama_primitives::{Answer, BlockCandidate, Dimension, Submit, Verdict};
+use otedama_stratum::vardiff::Memory;
 use serde::Serialize;
 
 use crate::config::{Config, Cores, WhenFull};
@@ -27,7 +28,7 @@ pub struct Limits {
     pub write_buffer_bytes: u64,
     /// Depth of a net's FIFO of shares in flight; also of `log_net`, which therefore never fills.
     pub in_flight: u64,
-    /// Bytes of an entry of that FIFO: slot, generation, id token.
+    /// Bytes of an entry of that FIFO: slot, generation, id token, work.
     pub in_flight_bytes: u64,
     /// Depth of each `net_validate` ring.
     pub net_validate: u64,
@@ -79,7 +80,7 @@ impl Default for Limits {
             read_buffer_bytes: 64 << 10,
             write_buffer_bytes: 256 << 10,
             in_flight: 1 << 15,
-            in_flight_bytes: 32,
+            in_flight_bytes: 48,
             net_validate: 1 << 14,
             validate_log: 1 << 14,
             net_log: 1 << 12,
@@ -179,6 +180,15 @@ pub fn bounds(config: &Config, limits: &Limits) -> Vec<Bound> {
         Taken::AtMost,
         "mining.authorize is answered false (24)",
     );
+    if config.vardiff.enabled {
+        bound(
+            "remembered difficulties",
+            size(Memory::WORKERS),
+            size(Memory::ENTRY_BYTES),
+            Taken::AtStart,
+            "the oldest of four is forgotten: its worker starts at stratum.difficulty",
+        );
+    }
     bound(
         "connect rates",
         limits.connect_rate_addresses,

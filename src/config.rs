@@ -627,15 +627,22 @@ static KEYS: &[Key] = &[
         c.stratum.proxy_from = v.blocks()?;
         Ok(())
     }),
-    key("vardiff", "enabled", "true", "true or false", "Whether difficulty follows each session's share rate.", |c, v| {
-        c.vardiff.enabled = v.flag()?;
-        Ok(())
-    }),
+    key(
+        "vardiff",
+        "enabled",
+        "true",
+        "true or false",
+        "Whether difficulty follows each session's share rate; false keeps stratum.difficulty.",
+        |c, v| {
+            c.vardiff.enabled = v.flag()?;
+            Ok(())
+        },
+    ),
     key("vardiff", "target_shares_per_minute", "8.0", "a number from 0.1 to 6000", "Shares per minute and session to aim at.", |c, v| {
         c.vardiff.target_shares_per_minute = v.number(0.1, 6000.0)?;
         Ok(())
     }),
-    key("vardiff", "min", "1.0", DIFFICULTIES, "Lowest difficulty.", |c, v| {
+    key("vardiff", "min", "1.0", DIFFICULTIES, "Lowest difficulty; stratum.difficulty where that is lower.", |c, v| {
         c.vardiff.min = v.number(DIFFICULTY.0, DIFFICULTY.1)?;
         Ok(())
     }),
@@ -1589,11 +1596,14 @@ impl Config {
             push(Level::Warning, "stats.listen", format!("{} is reachable from outside, and the page has no password", self.stats.listen));
         }
 
-        if self.vardiff.enabled {
+        if self.vardiff.enabled && self.stratum.difficulty > self.vardiff.max {
             push(
-                Level::Note,
-                "vardiff.enabled",
-                format!("vardiff comes with a later release; difficulty stays fixed at {}", self.stratum.difficulty),
+                Level::Warning,
+                "stratum.difficulty",
+                format!(
+                    "{} is above vardiff.max {}: every session starts there and is brought down",
+                    self.stratum.difficulty, self.vardiff.max
+                ),
             );
         }
         if self.vardiff.min > self.vardiff.max {
@@ -1688,7 +1698,7 @@ fn is_later(key: &Key) -> bool {
     let path = key.path();
     // These have values beside the default that work.
     let partly = ["log.ack", "layout.driver"];
-    key.section == "vardiff" || (!partly.contains(&path.as_str()) && NOT_BUILT.iter().any(|(later, ..)| *later == path))
+    !partly.contains(&path.as_str()) && NOT_BUILT.iter().any(|(later, ..)| *later == path)
 }
 
 /// By its first letters alone; chain checks the rest, which needs the checksums.
@@ -2157,9 +2167,10 @@ mod tests {
         let practice = load("[chain]\nrpc = [\"practice\"]").expect("it loads");
         let findings = practice.validate();
         assert!(!Config::is_refused(&findings));
-        let vardiff = findings.iter().find(|f| f.key == "vardiff.enabled").expect("a note");
-        assert_eq!(vardiff.level, Level::Note);
-        assert!(vardiff.message.contains("vardiff comes with a later release; difficulty stays fixed"));
+        assert!(findings.iter().all(|finding| !finding.key.starts_with("vardiff")), "vardiff is on, and nothing is to be said about it");
+        let high = load("[chain]\nrpc = [\"practice\"]\n[vardiff]\nmax = 512.0").expect("it loads").validate();
+        let start = high.iter().find(|f| f.key == "stratum.difficulty").expect("a warning");
+        assert_eq!(start.level, Level::Warning);
         for accepted in ["[log]\nack = \"memory\"", "[layout]\ndriver = \"mio\"\nisa = \"avx512\"\nnet = \"0-1\""] {
             let config = load(&format!("{accepted}\n[chain]\nrpc = [\"practice\"]")).expect(accepted);
             assert_eq!(refused(&config), Vec::<String>::new());

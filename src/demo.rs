@@ -43,6 +43,8 @@ pub fn run(args: &DemoArgs, started: Instant, stop: &Arc<AtomicBool>) -> Result<
     config.pool.name = "demo".to_owned();
     config.stratum.listen = vec![SocketAddr::from(([127, 0, 0, 1], 0))];
     config.stratum.difficulty = DIFFICULTY;
+    // The farm sends at a rate of its own, whatever the difficulty.
+    config.vardiff.enabled = false;
     config.stats.listen = SocketAddr::from(([127, 0, 0, 1], 0));
     config.chain.rpc = vec!["practice".to_owned()];
     config.log.dir.clone_from(&log_dir);

@@ -18,6 +18,7 @@ use otedama_sharelog::store::SegmentStore;
 use otedama_sharelog::{LogSettings, LoggedRow, RunRecord, SealStep, Sealer, ShareLog};
 use otedama_shipper::{Shipper, ShipperSettings, ShipperState};
 use otedama_stratum::v1;
+use otedama_stratum::vardiff::{Learning, Memory, Policy};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
@@ -189,15 +190,21 @@ fn log_settings(config: &Config, run: RunId) -> LogSettings {
     }
 }
 
-/// What sessions are told; from the config.
+/// What sessions are told; from the config. Called once: its clones share one memory of workers.
 fn session_settings(config: &Config) -> v1::Settings {
     let difficulty = Difficulty::clamped(config.stratum.difficulty);
     let least = Difficulty::clamped(config.vardiff.min.min(config.stratum.difficulty));
+    let most = Difficulty::clamped(config.vardiff.max);
+    let learning = config.vardiff.enabled.then(|| Learning {
+        policy: Policy::new(config.vardiff.target_shares_per_minute, least, most),
+        memory: Arc::new(Memory::new(Memory::WORKERS)),
+    });
     v1::Settings {
         pool: config.pool.name.as_str().into(),
+        learning,
         difficulty,
         difficulty_min: least,
-        difficulty_max: Difficulty::clamped(config.vardiff.max),
+        difficulty_max: most,
         version_mask: config.stratum.version_mask,
         extranonce2_bytes: config.stratum.extranonce2_bytes,
         workers_max: config.stratum.max_workers_per_connection as usize,

@@ -203,12 +203,8 @@ fn paced(pool: &Server, site: &Site, seed: u64, seconds: f64) -> RunReport {
         pace_shares_per_s: 100.0,
         ..EngineConfig::new(pool.stratum)
     };
-    let config = RunConfig {
-        window: Duration::from_secs_f64(seconds),
-        warmup: Duration::ZERO,
-        set_up_limit: PATIENCE,
-        ..RunConfig::new(engine)
-    };
+    let config =
+        RunConfig { window: Duration::from_secs_f64(seconds), warmup: Duration::ZERO, set_up_limit: PATIENCE, ..RunConfig::new(engine) };
     let report = loadgen::run::run(config, &AtomicBool::new(false)).expect("the load generator");
     assert_eq!(report.totals.wrong, 0, "{:#?}", report.totals.wrong_kept);
     assert_eq!(report.totals.unanswered, 0, "{}", report.trouble);
