@@ -397,7 +397,7 @@ impl Engine {
 
     /// Sends nothing more and takes answers until there is none left to come, or until the limit.
     pub fn drain(&mut self, limit: Duration) -> Result<(), EngineError> {
-        self.halt_schedule();
+        self.halt_schedule()?;
         let until = Instant::now() + limit;
         while self.outstanding() > 0 && Instant::now() < until && self.dead < self.connections.len() {
             self.turn(until, false, false)?;
@@ -531,6 +531,9 @@ impl Engine {
             self.write_ahead(now_us);
             return true;
         }
+        if !schedule.running {
+            return false;
+        }
         let (index, due_us) = (schedule.turn, schedule.due_us());
         if due_us > now_us + AHEAD_US || schedule.ahead.len() >= AHEAD_SHARES || self.shared.submits_left == 0 {
             return false;
@@ -582,20 +585,22 @@ impl Engine {
         }
     }
 
-    /// Ends the timetable: what was mined leaves now, and what the generator had not got to is counted.
-    fn halt_schedule(&mut self) {
+    /// Ends the timetable: what was mined leaves at its time, a few milliseconds from now, and what the generator had not got to is counted.
+    fn halt_schedule(&mut self) -> Result<(), EngineError> {
         let now_us = self.elapsed_us();
-        let Some(schedule) = &mut self.schedule else { return };
+        let Some(schedule) = &mut self.schedule else { return Ok(()) };
         if !std::mem::take(&mut schedule.running) {
-            return;
+            return Ok(());
         }
         let due = ((now_us.saturating_sub(schedule.start_us)) as f64 / schedule.interval_us) as u64;
         if self.shared.submits_left > 0 {
             schedule.behind += due.saturating_sub(schedule.next);
         }
+        let until = Instant::now() + Duration::from_micros(2 * AHEAD_US);
         while self.schedule.as_ref().is_some_and(|schedule| !schedule.ahead.is_empty()) {
-            self.write_ahead(now_us);
+            self.turn_by_the_clock(until)?;
         }
+        Ok(())
     }
 
     fn publish(&self) {

@@ -59,6 +59,9 @@ enum Command {
         /// Stay on this core
         #[arg(long, value_name = "N")]
         core: Option<usize>,
+        /// Share the address with other null servers started so
+        #[arg(long)]
+        share_port: bool,
     },
     /// Say whether run AFTER is worse than run BEFORE; exit 1 if it is
     Compare {
@@ -234,7 +237,7 @@ impl Failure {
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Run(args) => load(&args),
-        Command::Null { listen, difficulty, burn_percent, core } => null(&listen, difficulty, burn_percent, core),
+        Command::Null { listen, difficulty, burn_percent, core, share_port } => null(&listen, difficulty, burn_percent, core, share_port),
         Command::Compare { before, after, tolerance } => compared(&before, &after, tolerance),
         Command::Plot { folders, output } => plot(&folders, &output),
         Command::Trial { trials, burn_percent, seconds, connections, depth, tolerance } => {
@@ -284,13 +287,13 @@ fn stay_on_core(core: usize) -> Result<(), Failure> {
     rustix::thread::sched_setaffinity(None, &set).map_err(|error| Failure::environment(format!("cannot stay on core {core}: {error}")))
 }
 
-fn null(listen: &str, difficulty: f64, burn_percent: f64, core: Option<usize>) -> Result<ExitCode, Failure> {
+fn null(listen: &str, difficulty: f64, burn_percent: f64, core: Option<usize>, shared: bool) -> Result<ExitCode, Failure> {
     if !(0.0..=1000.0).contains(&burn_percent) {
         return Err(Failure::usage(format!("--burn-percent {burn_percent}: 0 to 1000")));
     }
     let stop = stop_flag()?;
     core.map_or(Ok(()), stay_on_core)?;
-    let mut server = Null::bind(address(listen)?, difficulty).map_err(Failure::environment)?;
+    let mut server = Null::bind_shared(address(listen)?, difficulty, shared).map_err(Failure::environment)?;
     server.burn_percent(burn_percent);
     println!("listening on {}", server.address());
     server.serve(&stop).map_err(Failure::environment)?;
@@ -455,6 +458,10 @@ fn say(args: &RunArgs, report: &RunReport) -> Result<(), Failure> {
 fn duplicate_storm(args: &RunArgs) -> Result<RunConfig, Failure> {
     let mut config = config(args)?;
     config.engine.behaviour.dup_every = 1;
+    if args.depth.is_none() && !config.engine.behaviour.open_loop {
+        // Copies stand behind their original in one write: long windows have more of them.
+        config.engine.behaviour.depth = 64;
+    }
     config.engine.reconnect = true;
     Ok(config)
 }

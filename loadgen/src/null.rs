@@ -105,9 +105,15 @@ pub struct Null {
 impl Null {
     /// Binds `listen`. `difficulty` is what every miner is given; 2.4e-10 is work 1, where every hash passes.
     pub fn bind(listen: SocketAddr, difficulty: f64) -> Result<Self, NullError> {
+        Self::bind_shared(listen, difficulty, false)
+    }
+
+    /// The same; with `shared`, several null servers may listen on one address and the kernel deals the connections out: one process holds only as many as
+    /// it may open files.
+    pub fn bind_shared(listen: SocketAddr, difficulty: f64, shared: bool) -> Result<Self, NullError> {
         raise_file_limit();
         let failed = |operation| move |source| NullError { operation, address: listen, source };
-        let mut listener = TcpListener::bind(listen).map_err(failed("listen on"))?;
+        let mut listener = if shared { shared_listener(listen) } else { TcpListener::bind(listen) }.map_err(failed("listen on"))?;
         let address = listener.local_addr().map_err(failed("name"))?;
         let poll = Poll::new().map_err(failed("create epoll for"))?;
         poll.registry().register(&mut listener, LISTENER, Interest::READABLE).map_err(failed("watch"))?;
@@ -245,6 +251,17 @@ impl Null {
     }
 }
 
+fn shared_listener(listen: SocketAddr) -> io::Result<TcpListener> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen as start, socket_with, sockopt};
+    let family = if listen.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let socket = socket_with(family, SocketType::STREAM, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC, None)?;
+    sockopt::set_socket_reuseaddr(&socket, true)?;
+    sockopt::set_socket_reuseport(&socket, true)?;
+    bind(&socket, &listen)?;
+    start(&socket, 4096)?;
+    Ok(TcpListener::from_std(std::net::TcpListener::from(socket)))
+}
+
 fn write_out(client: &mut Client, out: &[u8]) -> bool {
     let mut at = 0;
     while at < out.len() {
@@ -351,6 +368,13 @@ mod tests {
             answered(r#"{"id":2,"method":"mining.subscribe"}"#),
             "{\"id\":2,\"result\":[[[\"mining.notify\",\"1\"]],\"00000009\",8],\"error\":null}\n"
         );
+    }
+
+    #[test]
+    fn an_address_is_shared_only_when_both_say_so() {
+        let first = Null::bind_shared("127.0.0.1:0".parse().expect("address"), 1.0, true).expect("bind");
+        assert!(Null::bind_shared(first.address(), 1.0, true).is_ok());
+        assert!(Null::bind(first.address(), 1.0).is_err());
     }
 
     #[test]

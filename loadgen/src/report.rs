@@ -83,7 +83,7 @@ impl RunReport {
         let measured = self.measured();
         if let Some(lateness) = &self.lateness {
             if lateness.behind * BEHIND_ONE_IN > self.totals.submits {
-                return Some(format!("{} shares were due and never left: the rate is above what one core makes", lateness.behind));
+                return Some(format!("{} shares were due and never left: this core does not make the rate", lateness.behind));
             }
             let late = lateness.histogram.value_at_quantile(0.99);
             if !lateness.histogram.is_empty() && late > LATE_US {
@@ -157,6 +157,7 @@ impl RunReport {
             "tolerance": self.config.tolerance,
             "finding": estimate.finding(self.config.tolerance).label(),
             "ratio_wall": rounded(pairing.estimate_wall.ratio, 4),
+            "against_wrong": pairing.totals.wrong,
             "against_shares_per_s": rounded(pairing.against.shares_per_s(), 1),
             "against_shares_per_cpu_s": pairing.against.shares_per_cpu_s().map(|rate| rounded(rate, 1)),
             "latency_us_more": {"p50": differences.map(|(p50, _, _)| p50), "p99": differences.map(|(_, p99, _)| p99), "p999": differences.map(|(_, _, p999)| p999)},
@@ -238,7 +239,11 @@ impl RunReport {
             let (target, estimate) = (pairing.target, &pairing.estimate);
             let per = if pairing.per == "cpu" { "shares per server CPU-second" } else { "shares/s" };
             let others_rate = pairing.against.shares_per_cpu_s().map_or(String::new(), |rate| format!(", {rate:.0} per server CPU-second"));
-            row("against", format!("{:.2} s, {:.0} shares/s{others_rate}", pairing.against.seconds, pairing.against.shares_per_s()));
+            let wrong = match pairing.totals.wrong {
+                0 => String::new(),
+                wrong => format!("; {wrong} wrong answers, not held against the target"),
+            };
+            row("against", format!("{:.2} s, {:.0} shares/s{others_rate}{wrong}", pairing.against.seconds, pairing.against.shares_per_s()));
             row(
                 "paired",
                 format!(

@@ -137,8 +137,11 @@ impl Latencies {
     }
 
     fn settle(&mut self) {
-        self.histogram.saturating_record_n(self.value_us.max(1), self.run);
-        self.run = 0;
+        // A count of zero would still move minimum and maximum.
+        if self.run > 0 {
+            self.histogram.saturating_record_n(self.value_us.max(1), self.run);
+            self.run = 0;
+        }
     }
 
     /// Everything that was booked so far.
@@ -268,5 +271,7 @@ mod tests {
         let quantiles = latencies.quantiles();
         assert_eq!((quantiles.p50, quantiles.max), (10, 500));
         assert_eq!(quantiles.p99, 500);
+        assert_eq!(latencies.histogram().min(), 10);
+        assert_eq!((latencies.take().len(), latencies.take().max()), (100, 0));
     }
 }

@@ -94,6 +94,7 @@ fn the_rate_is_kept_over_many_connections_and_the_mix_of_shares_stays() {
     assert_eq!((report.totals.wrong, report.totals.unanswered, report.totals.missed), (0, 0, 0), "{}", report.table());
     assert!((1_900..=2_010).contains(&report.totals.submits), "{}", report.table());
     assert_eq!(report.windows.len(), 2);
+    assert!(report.histogram.min() > 1, "no share leaves before its time: {}", report.table());
     let line = report.json();
     assert_eq!((line["rate"].as_f64(), line["depth"].is_null()), (Some(2000.0), true));
     assert!(report.lateness.is_some());
