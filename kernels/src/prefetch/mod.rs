@@ -1,7 +1,7 @@
 //! Asks for a cache line before it is read, so that the misses of a whole batch are under way together. A hint: it changes no value anywhere.
 //!
 //! Against plain loads in a loop of their own: a load that misses holds its place in the CPU until the line comes and stops what follows, a prefetch does not.
-//! Looking up and inserting 256 random shares in 12 cold tables took 47 ns a share with loads and 22 ns with prefetches.
+//! With its look-ups prefetched, the duplicate table costs about half of what it costs with loads.
 
 #[cfg(target_arch = "x86_64")]
 mod x86_64;

@@ -2,8 +2,8 @@
 //!
 //! A table is an index of 8-byte slots, looked up at random, and the keys themselves, appended one after the other. A share that is new reads one slot, most
 //! often, and never a key; a slot says which job it belongs to, so a table changes hands without being cleared.
-//! Measured with 12 cold tables and random shares, lookup and insertion together: keys in the index itself 65 ns a share, with prefetch 40 ns; this form with
-//! plain loads 47 ns, with prefetch 22 ns.
+//! Refused after a trial on 12 cold tables: keys in the index itself, which reads and dirties twice the memory at random, and plain loads in the place of the
+//! prefetch, each of which costs about twice as much. `benches stage` measures the stage with its tables.
 use otedama_kernels::prefetch::prefetch;
 use otedama_primitives::Submit;
 
