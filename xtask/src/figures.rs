@@ -147,12 +147,35 @@ fn number(result: &Value, key: &str) -> Result<f64, Failure> {
 }
 
 /// The config of a measured server: practice chain, no ClickHouse, fixed difficulty at its lower end, everything on one core.
-fn config(stratum: SocketAddr, stats: SocketAddr, log: &Path, max_connections: u32) -> String {
+fn config(stratum: SocketAddr, stats: SocketAddr, log: &Path, max_connections: u32, isa: &str) -> String {
     format!(
         "[stratum]\nlisten = [\"{stratum}\"]\ndifficulty = 2.4e-10\nmax_connections = {max_connections}\n\n[vardiff]\nenabled = false\n\n\
          [chain]\nrpc = [\"practice\"]\n\n[log]\ndir = {log:?}\n\n[limits]\nconnects_per_ip_per_s = 0\nrefused_per_s = 0\nauthorize_within_s = 3600\n\n[stats]\nlisten = \"{stats}\"\n\n\
-         [layout]\nnet = \"{SERVER_CORE}\"\nvalidate = \"{SERVER_CORE}\"\nlog = \"{SERVER_CORE}\"\ncontrol = \"{SERVER_CORE}\"\nstats = \"{SERVER_CORE}\"\n"
+         [layout]\nnet = \"{SERVER_CORE}\"\nvalidate = \"{SERVER_CORE}\"\nlog = \"{SERVER_CORE}\"\ncontrol = \"{SERVER_CORE}\"\nstats = \"{SERVER_CORE}\"\nisa = \"{isa}\"\n"
     )
+}
+
+/// Who answers in a comparison.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Contender {
+    /// The pool as it comes.
+    Pool,
+    /// The pool with `[layout] isa = "portable"`: what the kernels are worth on sockets.
+    Portable,
+    /// `loadgen null`: reads lines and answers, judges nothing.
+    Null,
+}
+
+impl Contender {
+    const ALL: [Self; 3] = [Self::Pool, Self::Portable, Self::Null];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Pool => "pool",
+            Self::Portable => "portable",
+            Self::Null => "null",
+        }
+    }
 }
 
 /// One server's series in a comparison.
@@ -178,11 +201,11 @@ impl Series {
 }
 
 impl Bench<'_> {
-    fn server(&self, name: &str, max_connections: u32) -> Result<Server, Failure> {
+    fn server(&self, name: &str, max_connections: u32, isa: &str) -> Result<Server, Failure> {
         let scratch = Scratch::new(self.root, name)?;
         let (stratum, stats) = (measure::free_address()?, measure::free_address()?);
         let path = scratch.path().join("otedama.toml");
-        std::fs::write(&path, config(stratum, stats, &scratch.path().join("log"), max_connections))
+        std::fs::write(&path, config(stratum, stats, &scratch.path().join("log"), max_connections, isa))
             .map_err(|error| Failure::Environment(format!("{}: {error}", path.display())))?;
         let since = Instant::now();
         let output = scratch.path().join("server.txt");
@@ -205,84 +228,91 @@ impl Bench<'_> {
         measure::last_json(&self.loadgen, &arguments.split(' ').collect::<Vec<_>>(), LOAD_CORE)
     }
 
-    /// Shares per second of server CPU, pool and null server in turn.
+    /// Shares per second of server CPU: the pool, the pool on its portable kernel and the null server in turn.
     fn pipeline(&self) -> Result<Vec<Value>, Failure> {
         let mut figures = Vec::new();
         for (connections, depth) in SHAPES {
-            let (mut pool, mut null) = (Series::default(), Series::default());
-            let mut running = String::new();
+            let mut series = Contender::ALL.map(|_| Series::default());
+            let mut running = Contender::ALL.map(|_| "loadgen null".to_owned());
             for run in 0..self.request.runs {
-                // The order alternates, so that a drift of the clock favours neither.
-                for pool_now in [run % 2 == 0, run % 2 == 1] {
-                    if pool_now {
-                        let server = self.server(&format!("pool-{connections}x{depth}-{run}"), 10_000)?;
-                        let result = self.load(server.stratum, server.process.pid(), connections, depth, run + 1)?;
-                        let stats = measure::get_json(server.stats, "/api/stats")?;
-                        let word = |key: &str| stats[key].as_str().unwrap_or("unknown").to_owned();
-                        running =
-                            format!("driver {}, kernel {}, tier {}, {} chain", word("driver"), word("kernel"), word("ack"), word("chain"));
-                        println!("{connections} x {depth} run {run}: pool {result}");
-                        pool.push(&result)?;
-                        server.process.stop()?;
-                    } else {
-                        let scratch = Scratch::new(self.root, &format!("null-{connections}x{depth}-{run}"))?;
-                        let address = measure::free_address()?;
-                        let mut process = Process::start(
-                            &self.loadgen,
-                            &["null", "--listen", &address.to_string()],
-                            SERVER_CORE,
-                            &scratch.path().join("null.txt"),
-                        )?;
-                        measure::wait_listening(address, &mut process, Instant::now())?;
-                        let result = self.load(address, process.pid(), connections, depth, run + 1)?;
-                        println!("{connections} x {depth} run {run}: null {result}");
-                        null.push(&result)?;
-                    }
+                // Each goes first in its turn, so that a drift of the clock favours none.
+                for turn in 0..Contender::ALL.len() {
+                    let index = (run + turn) % Contender::ALL.len();
+                    let contender = Contender::ALL[index];
+                    let name = format!("{}-{connections}x{depth}-{run}", contender.name());
+                    let result = match contender {
+                        Contender::Null => self.null(&name, connections, depth, run + 1)?,
+                        Contender::Pool | Contender::Portable => {
+                            let isa = if contender == Contender::Pool { "auto" } else { "portable" };
+                            let server = self.server(&name, 10_000, isa)?;
+                            let result = self.load(server.stratum, server.process.pid(), connections, depth, run + 1)?;
+                            let stats = measure::get_json(server.stats, "/api/stats")?;
+                            let word = |key: &str| stats[key].as_str().unwrap_or("unknown").to_owned();
+                            running[index] = format!(
+                                "driver {}, kernel {}, tier {}, {} chain",
+                                word("driver"),
+                                word("kernel"),
+                                word("ack"),
+                                word("chain")
+                            );
+                            server.process.stop()?;
+                            result
+                        }
+                    };
+                    println!("{connections} x {depth} run {run}: {} {result}", contender.name());
+                    series[index].push(&result)?;
                 }
             }
             let load = format!(
                 "{connections} connections x {depth} shares in flight, loopback, valid proof of work, unique extranonce2; server on core {SERVER_CORE}, loadgen on core {LOAD_CORE}; {} s after 1 s of warm-up",
                 self.request.seconds
             );
-            let conditions = format!("{running}; {load}");
-            let null_conditions = format!("loadgen null; {load}");
-            let ratios: Vec<f64> = pool.per_cpu_s.iter().zip(&null.per_cpu_s).map(|(pool, null)| pool / null).collect();
-            let answered = "answered shares per second of server user and system time";
+            let [conditions, portable_conditions, null_conditions] = running.map(|running| format!("{running}; {load}"));
+            let [pool, portable, null] = series;
             let shape = format!("{connections}x{depth}");
-            let per_cpu_s = "shares/CPU-s";
-            figures.push(self.figure(&format!("pool_{shape}_shares_per_cpu_s"), &pool.per_cpu_s, per_cpu_s, answered, &conditions));
-            figures.push(self.figure(&format!("null_{shape}_shares_per_cpu_s"), &null.per_cpu_s, per_cpu_s, answered, &null_conditions));
-            figures.push(self.figure(
-                &format!("pool_to_null_{shape}_ratio"),
-                &ratios,
-                "ratio",
-                "pool to null server, within one pair of runs",
-                &conditions,
-            ));
-            figures.push(self.figure(
-                &format!("pool_{shape}_shares_per_s"),
-                &pool.per_s,
-                "shares/s",
-                "answered shares per second of wall time",
-                &conditions,
-            ));
-            let latency = "submit written to answer read, closed loop, as loadgen sees it";
-            figures.push(self.figure(&format!("pool_{shape}_latency_us_p50"), &pool.p50_us, "us", latency, &conditions));
-            figures.push(self.figure(&format!("pool_{shape}_latency_us_p99"), &pool.p99_us, "us", latency, &conditions));
+            let mut add = |name: String, values: &[f64], unit: &str, counted: &str, conditions: &str| {
+                figures.push(self.figure(&name, values, unit, counted, conditions));
+            };
+            for (name, series, conditions) in
+                [("pool", &pool, &conditions), ("portable", &portable, &portable_conditions), ("null", &null, &null_conditions)]
+            {
+                let counted = "answered shares per second of server user and system time";
+                add(format!("{name}_{shape}_shares_per_cpu_s"), &series.per_cpu_s, "shares/CPU-s", counted, conditions);
+            }
+            let ratios = |other: &Series| pool.per_cpu_s.iter().zip(&other.per_cpu_s).map(|(pool, other)| pool / other).collect::<Vec<_>>();
+            let counted = "pool to null server, shares per CPU-second, within one round of runs";
+            add(format!("pool_to_null_{shape}_ratio"), &ratios(&null), "ratio", counted, &conditions);
+            let counted = "pool to the same binary with isa = portable, shares per CPU-second, within one round of runs";
+            add(format!("pool_to_portable_{shape}_ratio"), &ratios(&portable), "ratio", counted, &conditions);
+            let counted = "answered shares per second of wall time";
+            add(format!("pool_{shape}_shares_per_s"), &pool.per_s, "shares/s", counted, &conditions);
+            let counted = "submit written to answer read, closed loop, as loadgen sees it";
+            add(format!("pool_{shape}_latency_us_p50"), &pool.p50_us, "us", counted, &conditions);
+            add(format!("pool_{shape}_latency_us_p99"), &pool.p99_us, "us", counted, &conditions);
         }
         Ok(figures)
+    }
+
+    /// One run against the null server.
+    fn null(&self, name: &str, connections: u32, depth: u32, seed: usize) -> Result<Value, Failure> {
+        let scratch = Scratch::new(self.root, name)?;
+        let address = measure::free_address()?;
+        let arguments = ["null", "--listen", &address.to_string()];
+        let mut process = Process::start(&self.loadgen, &arguments, SERVER_CORE, &scratch.path().join("null.txt"))?;
+        measure::wait_listening(address, &mut process, Instant::now())?;
+        self.load(address, process.pid(), connections, depth, seed)
     }
 
     /// Resident bytes for each idle connection.
     fn memory(&self) -> Result<Vec<Value>, Failure> {
         let (mut per_connection, mut small) = (Vec::new(), Vec::new());
         for run in 0..self.request.runs {
-            let base = self.server(&format!("memory-base-{run}"), 64)?;
+            let base = self.server(&format!("memory-base-{run}"), 64, "auto")?;
             // Housekeeping has run and the first template is out.
             std::thread::sleep(Duration::from_secs(3));
             let base_bytes = measure::resident_bytes(base.process.pid())?;
             base.process.stop()?;
-            let server = self.server(&format!("memory-idle-{run}"), 10_000)?;
+            let server = self.server(&format!("memory-idle-{run}"), 10_000, "auto")?;
             let scratch = Scratch::new(self.root, &format!("memory-load-{run}"))?;
             // The generator outlasts the measurement and is ended with it.
             let arguments = format!(
@@ -335,7 +365,7 @@ impl Bench<'_> {
     fn start(&self) -> Result<Vec<Value>, Failure> {
         let mut listening = Vec::new();
         for run in 0..self.request.runs {
-            let server = self.server(&format!("start-{run}"), 10_000)?;
+            let server = self.server(&format!("start-{run}"), 10_000, "auto")?;
             listening.push(server.listening_ms);
             server.process.stop()?;
         }
