@@ -12,6 +12,7 @@
 
 mod dimension;
 mod probe;
+pub mod recipes;
 mod reconcile;
 pub mod schema;
 mod ship;
