@@ -348,6 +348,8 @@ pub struct MinerLimits {
     pub authorize_within_s: u64,
     /// Refused shares a second and session; `u32::MAX` (0 in the file) is no limit.
     pub refused_per_s: u32,
+    /// Milliseconds within which bytes are to be read; beyond that is overload. `u64::MAX` (0 in the file) is never.
+    pub read_within_ms: u64,
     /// New connections a second and address; `u32::MAX` (0 in the file) is no limit.
     pub connects_per_ip_per_s: u32,
     /// Where not empty, only these may connect.
@@ -925,6 +927,20 @@ static KEYS: &[Key] = &[
         "Refused shares a second beyond which a session is closed.",
         |c, v| {
             c.limits.refused_per_s = v.rate()?;
+            Ok(())
+        },
+    ),
+    key(
+        "limits",
+        "read_within_ms",
+        "250",
+        "a whole number of milliseconds from 0 (no measures) to 60000",
+        "Time that bytes may wait unread; beyond it the server is overloaded: it accepts nobody, doubles the difficulty of the busiest sessions, and closes the worst.",
+        |c, v| {
+            c.limits.read_within_ms = match v.whole(0, 60_000)? {
+                0 => u64::MAX,
+                limit => limit,
+            };
             Ok(())
         },
     ),
@@ -1713,7 +1729,8 @@ fn address_fits(network: Network, address: &str) -> bool {
 }
 
 /// Switches of the project's own test lanes: set around `cargo test`, seen by the servers that tests start.
-const TEST_SWITCHES: [&str; 3] = ["OTEDAMA_LONG", "OTEDAMA_REQUIRE_CLICKHOUSE", "OTEDAMA_REGTEST_NODE"];
+const TEST_SWITCHES: [&str; 4] =
+    [otedama_pipeline::fail_point::Pause::VARIABLE, "OTEDAMA_LONG", "OTEDAMA_REQUIRE_CLICKHOUSE", "OTEDAMA_REGTEST_NODE"];
 
 /// Kubernetes gives every pod variables about the services of its namespace, and one of them may well be named otedama-something:
 /// `X_SERVICE_HOST`, `X_SERVICE_PORT[_NAME]`, `X_PORT=tcp://...` and `X_PORT_3333_TCP[_ADDR|_PORT|_PROTO]`.
@@ -1885,8 +1902,14 @@ mod tests {
             (None, "otedama", true, 1)
         );
         assert_eq!(
-            (c.limits.line_bytes, c.limits.authorize_within_s, c.limits.refused_per_s, c.limits.connects_per_ip_per_s),
-            (8192, 10, 100, 50)
+            (
+                c.limits.line_bytes,
+                c.limits.authorize_within_s,
+                c.limits.refused_per_s,
+                c.limits.read_within_ms,
+                c.limits.connects_per_ip_per_s,
+            ),
+            (8192, 10, 100, 250, 50)
         );
         assert_eq!(c.stats.listen.to_string(), "127.0.0.1:8080");
         assert_eq!((c.layout.net, c.layout.stats, c.layout.driver, c.layout.isa), (Cores::Auto, Cores::Auto, Driver::Auto, Isa::Auto));
@@ -2122,6 +2145,7 @@ mod tests {
             ("clickhouse", "inserts_in_flight", 1, 8),
             ("limits", "line_bytes", 512, 1 << 20),
             ("limits", "refused_per_s", 0, 1_000_000),
+            ("limits", "read_within_ms", 0, 60_000),
         ] {
             let with = |number: i128| load(&format!("[{section}]\n{name} = {number}"));
             assert!(with(min.into()).is_ok() && with(max.into()).is_ok(), "{name}");

@@ -8,6 +8,7 @@ mod jobs;
 mod stats;
 mod stats_source;
 mod status;
+mod top;
 mod topology;
 mod wiring;
 
@@ -74,6 +75,20 @@ enum Commands {
         #[command(flatten)]
         config: ConfigArg,
         /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Shows a running server live: stages, rings, rates, refusals; `q` ends.
+    Top {
+        #[command(flatten)]
+        config: ConfigArg,
+        /// Stats endpoint of the server, instead of the config's [stats] listen.
+        #[arg(long, value_name = "http://HOST:PORT", conflicts_with = "config")]
+        url: Option<String>,
+        /// One page, measured over a second, and the end; needs no terminal.
+        #[arg(long)]
+        once: bool,
+        /// As JSON: one object, or one a second without --once.
         #[arg(long)]
         json: bool,
     },
@@ -244,6 +259,7 @@ fn run(command: Commands, started: Instant) -> Result<u8, Failure> {
             print(&text)?;
             Ok(code)
         }
+        Commands::Top { config, url, once, json } => show_top(&config, url.as_deref(), once, json),
         Commands::Shares(args) => shares(&args),
         Commands::Sql { statement, config } => sql(&statement, &load(&config)?),
         Commands::Schema { single: _, cluster, legacy, config } => {
@@ -364,6 +380,17 @@ fn check(args: &ConfigArg) -> Result<u8, Failure> {
         return Err(Failure::usage("the config is refused; mend what stands above"));
     }
     wiring::assembler_settings(&config)?;
+    Ok(0)
+}
+
+fn show_top(config: &ConfigArg, url: Option<&str>, once: bool, json: bool) -> Result<u8, Failure> {
+    let failed = |error: top::TopError| Failure(error.code(), chain_of(&error));
+    let stats = match url {
+        Some(url) => top::address_of(url).map_err(failed)?,
+        None => load(config)?.stats.listen.to_string(),
+    };
+    let stop = stop_flag()?;
+    top::run(&top::TopSettings { stats, once, json }, &stop).map_err(failed)?;
     Ok(0)
 }
 

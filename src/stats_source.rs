@@ -11,6 +11,7 @@ use otedama_chain::ChainStats;
 use otedama_kernels::Isa;
 use otedama_pipeline::metrics::{Kind, LogMetrics, NetMetrics, Sample, ValidateMetrics};
 use otedama_pipeline::ring::RingInfo;
+use otedama_pipeline::stages::DOUBLINGS_MAX;
 use otedama_pipeline::sys::WallClock;
 use otedama_pipeline::topology::StageInfo;
 use otedama_pipeline::{Running, Rx, Tx};
@@ -60,6 +61,19 @@ struct Live {
 /// What `/health` says once the scalar kernel has refuted the one chosen at boot.
 fn kernel_degraded(kernel: &str, disagreed: u64) -> String {
     format!("kernel {kernel} hashed {disagreed} shares otherwise than the scalar kernel; the lanes that saw it use the portable kernel now")
+}
+
+/// What `/health` says while measures against overload are in force.
+fn overload_degraded(step: u64, unread_us: u64) -> String {
+    let doublings = step.saturating_sub(1).min(u64::from(DOUBLINGS_MAX));
+    let mut measures = "no new connections".to_owned();
+    if doublings > 0 {
+        measures += &format!(", the busiest sessions at difficulty x{}", 1 << doublings);
+    }
+    if step > u64::from(DOUBLINGS_MAX) + 1 {
+        measures += ", the worst sessions are closed";
+    }
+    format!("overload: bytes wait {} ms to be read; {measures}", unread_us / 1000)
 }
 
 fn load(value: &AtomicU64) -> u64 {
@@ -144,7 +158,9 @@ impl PoolStats {
             for sample in samples {
                 let name = format!("{stage}_{}", sample.name);
                 let kind = if sample.kind == Kind::Counter { MetricKind::Counter } else { MetricKind::Gauge };
-                by_name.entry(name.clone()).or_insert(Metric { name, help: sample.help, kind, value: 0.0 }).value += sample.value as f64;
+                let metric = by_name.entry(name.clone()).or_insert(Metric { name, help: sample.help, kind, value: 0.0 });
+                let value = sample.value as f64;
+                metric.value = if sample.kind == Kind::Most { metric.value.max(value) } else { metric.value + value };
             }
         };
         self.nets.iter().for_each(|net| add("net", net.samples()));
@@ -159,6 +175,12 @@ impl PoolStats {
             counter("chain_job_issued", "Jobs issued", chain.jobs),
             counter("chain_template_received", "Templates received", chain.templates),
             counter("chain_call_failed", "Calls to nodes that failed", chain.calls_failed),
+            gauge(
+                "chain_block_handed_last_seconds",
+                "Newest submitted block candidate: from the bytes read to the start of submitblock",
+                chain.handed_us_last as f64 / 1e6,
+            ),
+            gauge("chain_block_handed_most_seconds", "The same, the largest since the start", chain.handed_us_most as f64 / 1e6),
             gauge("log_full_state", "1 while the disk or max_bytes is full", f64::from(u8::from(log.log_full.load(Ordering::Relaxed)))),
             gauge("log_journal_spare_count", "Journal files ready for use", load(&log.journal_spares) as f64),
             counter("log_row_sealed", "Rows sealed into segments", load(&log.rows_sealed)),
@@ -290,6 +312,11 @@ impl StatsSource for PoolStats {
         let disagreed: u64 = self.validates.iter().map(|validate| load(&validate.kernel_disagreed)).sum();
         if disagreed > 0 {
             degraded.push(kernel_degraded(self.isa.label(), disagreed));
+        }
+        let most = |pick: fn(&NetMetrics) -> &AtomicU64| self.nets.iter().map(|net| load(pick(net))).max().unwrap_or(0);
+        let step = most(|net| &net.overload_step);
+        if step > 0 {
+            degraded.push(overload_degraded(step, most(|net| &net.unread_oldest_us)));
         }
         if chain.fresh && !chain.last_error.is_empty() {
             degraded.push(format!("node: {}", chain.last_error));

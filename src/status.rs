@@ -89,6 +89,12 @@ pub fn get(listen: &str, path: &str) -> Result<HttpAnswer, StatusError> {
     parse(&answer).map_err(|what| StatusError::Unexpected { address, path: path.to_owned(), what })
 }
 
+/// The error for an answer that is not what this endpoint gives.
+pub fn unexpected(listen: &str, path: &str, what: String) -> StatusError {
+    let address = listen.to_socket_addrs().ok().and_then(|mut all| all.next()).unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 0)));
+    StatusError::Unexpected { address, path: path.to_owned(), what }
+}
+
 fn parse(answer: &[u8]) -> Result<HttpAnswer, String> {
     let split = answer.windows(4).position(|four| four == b"\r\n\r\n").ok_or_else(|| "no HTTP head".to_owned())?;
     let head = std::str::from_utf8(&answer[..split]).map_err(|_| "a head that is no text".to_owned())?;
@@ -116,11 +122,7 @@ fn parse(answer: &[u8]) -> Result<HttpAnswer, String> {
 pub fn report(listen: &str, json: bool) -> Result<(String, u8), StatusError> {
     const PATH: &str = "/api/status";
     let answer = get(listen, PATH)?;
-    let unexpected = |what: String| StatusError::Unexpected {
-        address: listen.to_socket_addrs().ok().and_then(|mut all| all.next()).unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 0))),
-        path: PATH.to_owned(),
-        what,
-    };
+    let unexpected = |what: String| unexpected(listen, PATH, what);
     if answer.code != 200 {
         return Err(unexpected(format!("status code {}", answer.code)));
     }

@@ -9,9 +9,10 @@
 //! ```
 use otedama_kernels::Isa;
 use otedama_pipeline::driver::Driver;
+use otedama_pipeline::fail_point::Pause;
 use otedama_pipeline::metrics::{LogMetrics, NetMetrics, ValidateMetrics};
 use otedama_pipeline::stages::{
-    Append, Histograms, IN_FLIGHT, Log, LogPorts, Net, NetPorts, NetSettings, Validate, ValidatePorts, ValidatedJob,
+    Append, BlockBell, Histograms, IN_FLIGHT, Log, LogPorts, Net, NetPorts, NetSettings, Validate, ValidatePorts, ValidatedJob,
 };
 use otedama_pipeline::{Cores, Full, Rx, Topology, Tx};
 use otedama_primitives::{Answer, BlockCandidate, Clock, Dimension, Submit, Verdict};
@@ -66,6 +67,10 @@ pub struct Boot<C> {
     pub seed: u64,
     /// Tier `memory`: answers are released before the append.
     pub answer_first: bool,
+    /// Calls chain to the ring of block candidates.
+    pub block_bell: BlockBell,
+    /// Stages that stop for a while; none but in tests.
+    pub fail_points: Vec<Pause>,
 }
 
 /// Lays the pipeline out over `cores`: one net per driver, one validate lane per entry, one log.
@@ -76,7 +81,7 @@ pub fn lay_out<D: Driver + 'static, A: Append + 'static, C: Clock>(
     journal: A,
     boot: &Boot<C>,
 ) -> (Topology, ControlEnds) {
-    let mut t = Topology::new(&[cores.control, cores.stats]);
+    let mut t = Topology::new(&[cores.control, cores.stats]).with_fail_points(boot.fail_points.clone());
     let (nets, lanes) = (cores.net.len(), cores.validate.len());
     assert_eq!(nets, drivers.len(), "one driver per net stage");
     let nets_running = Arc::new(AtomicUsize::new(nets));
@@ -133,7 +138,8 @@ pub fn lay_out<D: Driver + 'static, A: Append + 'static, C: Clock>(
         ends.jobs_to_validate.push(jobs_tx);
         ends.validate_metrics.push(metrics.clone());
         let (nets_running, validates_running) = (nets_running.clone(), validates_running.clone());
-        let ports = ValidatePorts { submits, verdicts, blocks, jobs, metrics, nets_running, validates_running };
+        let block_bell = boot.block_bell.clone();
+        let ports = ValidatePorts { submits, verdicts, blocks, block_bell, jobs, metrics, nets_running, validates_running };
         t.stage(format!("validate:{lane}"), Validate::new(boot.isa, boot.seed, ports), cores.validate[lane]);
     }
     let metrics = ends.log_metrics.clone();

@@ -9,8 +9,9 @@ use otedama_chain::{AssemblerSettings, ChainSettings, ChainStats, Command, Netwo
 use otedama_kernels::Isa;
 use otedama_pipeline::Rx;
 use otedama_pipeline::driver::{Listener, MioDriver, MioSettings};
+use otedama_pipeline::fail_point::Pause;
 use otedama_pipeline::metrics::ValidateMetrics;
-use otedama_pipeline::stages::{DUPLICATE_PRESSURE, JournalEnd, NetSettings};
+use otedama_pipeline::stages::{BlockBell, DUPLICATE_PRESSURE, JournalEnd, NetSettings};
 use otedama_pipeline::sys::{WallClock, allowed_cores, pin_to_core};
 use otedama_pipeline::{Cores, Running};
 use otedama_primitives::{BlockCandidate, Clock, Difficulty, RunId};
@@ -19,6 +20,7 @@ use otedama_sharelog::{LogSettings, LoggedRow, RunRecord, SealStep, Sealer, Shar
 use otedama_shipper::{Shipper, ShipperSettings, ShipperState};
 use otedama_stratum::v1;
 use otedama_stratum::vardiff::{Learning, Memory, Policy};
+use rustix::net::sockopt::{set_socket_recv_buffer_size, set_socket_send_buffer_size};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
@@ -26,8 +28,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use tokio::sync::mpsc;
-use tokio::sync::watch;
+use tokio::sync::{Notify, mpsc, watch};
 
 /// Bytes of one journal file: half a million rows.
 pub const JOURNAL_FILE_BYTES: u64 = 32 << 20;
@@ -43,6 +44,9 @@ const ASK_AGAIN_AFTER: u64 = 8192;
 const SEALER_TICK: Duration = Duration::from_millis(5);
 /// The log-full check and clock corrections.
 const SLOW_TICK: Duration = Duration::from_millis(100);
+/// What the kernel holds for a connection in each direction at most, as it is asked for; Linux allows twice as much, half of it for its own bookkeeping. A thousand
+/// shares: more is no miner's burst but a server that does not keep up, and then the sender shall wait, not the kernel's memory fill.
+pub const SOCKET_BUFFER_BYTES: usize = 128 << 10;
 /// Connections waiting to be accepted.
 const LISTEN_BACKLOG: i32 = 4096;
 /// Time for the shipper to hand over what is sealed at a stop.
@@ -125,6 +129,10 @@ fn listen(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, StartError> {
             let listener = TcpListener::bind(address).map_err(failed)?;
             // std listens with a backlog of 128: a farm that reconnects at once needs more.
             rustix::net::listen(&listener, LISTEN_BACKLOG).map_err(|error| failed(error.into()))?;
+            // Every accepted socket has these from its listener. Set, they do not grow to the megabytes that the kernel allows.
+            let bounded = set_socket_recv_buffer_size(&listener, SOCKET_BUFFER_BYTES)
+                .and_then(|()| set_socket_send_buffer_size(&listener, SOCKET_BUFFER_BYTES));
+            bounded.map_err(|error| failed(error.into()))?;
             Ok(listener)
         })
         .collect()
@@ -217,6 +225,14 @@ fn random() -> u64 {
     RandomState::new().build_hasher().finish()
 }
 
+/// The fail points that a test has set in the environment.
+fn fail_points() -> Result<Vec<Pause>, StartError> {
+    let Some(text) = std::env::var_os(Pause::VARIABLE) else { return Ok(vec![]) };
+    let pauses = Pause::parse(&text.to_string_lossy()).map_err(|error| StartError::config(format!("{}: {error}", Pause::VARIABLE)))?;
+    eprintln!("warning: {} is set: this is a test, stages of this server will stop: {pauses:?}", Pause::VARIABLE);
+    Ok(pauses)
+}
+
 /// The kernels that `[layout] isa` names, if this CPU runs them.
 fn chosen_isa(name: &str) -> Result<Isa, StartError> {
     Isa::choose(name).ok_or_else(|| {
@@ -277,9 +293,16 @@ impl Pool {
             line_bytes: config.limits.line_bytes as usize,
             authorize_within_us: config.limits.authorize_within_s.saturating_mul(1_000_000),
             refused_per_s: config.limits.refused_per_s,
+            read_within_us: config.limits.read_within_ms.saturating_mul(1000),
         };
         let log_full: Arc<AtomicBool> = Arc::default();
-        let boot = Boot { clock: clock.clone(), isa, seed: random(), answer_first: config.log.ack == Ack::Memory };
+        let candidate_found = Arc::new(Notify::new());
+        let block_bell = BlockBell::new({
+            let candidate_found = candidate_found.clone();
+            move || candidate_found.notify_one()
+        });
+        let answer_first = config.log.ack == Ack::Memory;
+        let boot = Boot { clock: clock.clone(), isa, seed: random(), answer_first, block_bell, fail_points: fail_points()? };
         let (topology, ends) = lay_out(&cores, drivers, &settings, JournalEnd::new(journal, log_full.clone()), &boot);
         let running = topology.start().map_err(|error| StartError::environment("starting the share path", error))?;
 
@@ -321,6 +344,7 @@ impl Pool {
             stats: chain_stats,
             candidate_rx,
             command_rx,
+            candidate_found,
             watch: ShareWatch {
                 desk: desk.clone(),
                 blocks: ends.blocks,
@@ -503,6 +527,8 @@ struct ChainThread {
     stats: Arc<ChainStats>,
     candidate_rx: mpsc::UnboundedReceiver<BlockCandidate>,
     command_rx: mpsc::UnboundedReceiver<Command>,
+    /// Rung by the validate stages.
+    candidate_found: Arc<Notify>,
     watch: ShareWatch,
 }
 
@@ -519,13 +545,17 @@ impl ChainThread {
     async fn run<N: NodeRpc>(self, nodes: N) {
         let mut watch = self.watch;
         let clock = self.clock.clone();
+        let candidate_found = self.candidate_found;
         let ticking = async move {
             let mut last_slow = Instant::now();
             let mut last_second = Instant::now();
             let mut tick = tokio::time::interval(CONTROL_TICK);
             tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
             loop {
-                tick.tick().await;
+                tokio::select! {
+                    _ = tick.tick() => {}
+                    () = candidate_found.notified() => {}
+                }
                 watch.tick();
                 if last_slow.elapsed() >= SLOW_TICK {
                     last_slow = Instant::now();

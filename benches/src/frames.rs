@@ -6,7 +6,7 @@ use otedama_pipeline::driver::{Driver, Event, Slot};
 use otedama_pipeline::metrics::{LogMetrics, NetMetrics, ValidateMetrics};
 use otedama_pipeline::ring::{Full, Rx, Tx, ring};
 use otedama_pipeline::stages::{
-    Histograms, IN_FLIGHT, JournalEnd, Log, LogPorts, Net, NetPorts, NetSettings, Validate, ValidatePorts, ValidatedJob,
+    BlockBell, Histograms, IN_FLIGHT, JournalEnd, Log, LogPorts, Net, NetPorts, NetSettings, Validate, ValidatePorts, ValidatedJob,
 };
 use otedama_pipeline::sys::WallClock;
 use otedama_primitives::{BlockCandidate, Clock, Difficulty, Dimension, RunId, Submit, Verdict};
@@ -218,6 +218,7 @@ impl SharePath {
             line_bytes: 8192,
             authorize_within_us: u64::MAX,
             refused_per_s: u32::MAX,
+            read_within_us: u64::MAX,
         };
         let net_ports = NetPorts {
             submits: vec![submits],
@@ -234,6 +235,7 @@ impl SharePath {
             submits: vec![submits_rx],
             verdicts,
             blocks,
+            block_bell: BlockBell::silent(),
             jobs: validate_jobs,
             metrics: Arc::new(ValidateMetrics::default()),
             nets_running,

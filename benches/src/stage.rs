@@ -6,7 +6,7 @@ use crate::kernels::job;
 use otedama_kernels::{BATCH, Isa, JobTable, Judged, ShareBatch, judge, judge_headers};
 use otedama_pipeline::metrics::ValidateMetrics;
 use otedama_pipeline::ring::{Full, Rx, Tx, ring};
-use otedama_pipeline::stages::{DUPLICATE_TABLES, Validate, ValidatePorts, ValidatedJob};
+use otedama_pipeline::stages::{BlockBell, DUPLICATE_TABLES, Validate, ValidatePorts, ValidatedJob};
 use otedama_pipeline::{Regime, Stage};
 use otedama_primitives::{BlockCandidate, Job, RunId, ShareStatus, Submit, Verdict};
 use std::sync::Arc;
@@ -52,6 +52,7 @@ impl Lane {
             submits: vec![submits_rx],
             verdicts: verdicts_tx,
             blocks: blocks_tx,
+            block_bell: BlockBell::silent(),
             jobs: jobs_rx,
             metrics: Arc::new(ValidateMetrics::default()),
             nets_running: Arc::new(AtomicUsize::new(1)),

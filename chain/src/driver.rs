@@ -773,6 +773,9 @@ impl<N: NodeRpc, S: ChainSink, C: Clock> Driver<N, S, C> {
             match block {
                 Ok(block) => {
                     let (nodes, events, hash) = (Arc::clone(&self.nodes), self.events.clone(), next.candidate.hash);
+                    let handed_us = self.clock.now_us().saturating_sub(next.candidate.arrival_us);
+                    self.stats.handed_us_last.store(handed_us, Ordering::Relaxed);
+                    self.stats.handed_us_most.fetch_max(handed_us, Ordering::Relaxed);
                     state.on_its_way = Some(next);
                     // Not one of `tasks`: a block on its way outlives the driver's interest in anything else.
                     let mut settling = submit::settle(nodes, Arc::new(block), hash);

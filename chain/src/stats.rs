@@ -11,6 +11,8 @@ pub struct ChainStats {
     pub(crate) stale_after_us: AtomicU64,
     pub(crate) height: AtomicU32,
     pub(crate) blocks_found: AtomicU64,
+    pub(crate) handed_us_last: AtomicU64,
+    pub(crate) handed_us_most: AtomicU64,
     pub(crate) blocks_accepted: AtomicU64,
     pub(crate) blocks_superseded: AtomicU64,
     pub(crate) blocks_rejected: AtomicU64,
@@ -43,6 +45,10 @@ pub struct ChainSnapshot {
     pub calls_failed: u64,
     /// Candidates that arrived.
     pub blocks_found: u64,
+    /// From the bytes of the newest candidate that was submitted to the start of its submitblock, microseconds; 0 before the first.
+    pub handed_us_last: u64,
+    /// The largest of those since the start.
+    pub handed_us_most: u64,
     /// Blocks that the tip confirmed.
     pub blocks_accepted: u64,
     /// Candidates beside another block on the same parent.
@@ -69,6 +75,8 @@ impl ChainStats {
             last_error: words.last_error.clone(),
             calls_failed: read(&self.calls_failed),
             blocks_found: read(&self.blocks_found),
+            handed_us_last: read(&self.handed_us_last),
+            handed_us_most: read(&self.handed_us_most),
             blocks_accepted: read(&self.blocks_accepted),
             blocks_superseded: read(&self.blocks_superseded),
             blocks_rejected: read(&self.blocks_rejected),

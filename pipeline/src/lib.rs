@@ -5,6 +5,7 @@
 #![deny(unsafe_code)]
 
 pub mod driver;
+pub mod fail_point;
 pub mod metrics;
 pub mod ring;
 pub mod stage;

@@ -6,8 +6,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub enum Kind {
     /// Only grows; exported with `_total`.
     Counter,
-    /// Goes up and down.
+    /// Goes up and down; the sum over the stages is shown.
     Gauge,
+    /// Goes up and down; the largest of the stages is shown.
+    Most,
 }
 
 /// One value as it is exported: `otedama_<stage>_<name>`.
@@ -61,6 +63,11 @@ stage_metrics! {
         Counter connection_refused = "Connections closed at once: limit, deny list or connect rate";
         Counter connection_closed_slow = "Connections closed because they did not read or did not authorize in time";
         Counter connection_closed_refusals = "Connections closed because they sent more refused shares than limits.refused_per_s";
+        Counter connection_closed_overload = "Connections closed under overload because they had the worst ratio of accepted to refused shares";
+        Most unread_oldest_us = "Microseconds that bytes have waited in a socket to be read at most: the oldest since the last look, a few milliseconds ago";
+        Most overload_step = "Measures against overload in force: 0 none, 1 door shut, 2 to 7 the busiest sessions at difficulty x2 to x64, 8 worst sessions closed";
+        Gauge session_doubled = "Sessions whose difficulty is doubled because of overload";
+        Counter difficulty_doubled = "Doublings of a session's difficulty because of overload";
         Counter line_received = "Lines received";
         Counter line_refused = "Lines that were no valid request, and submits of sessions that never subscribed";
         Counter share_received = "Submits of subscribed sessions";
@@ -93,8 +100,8 @@ stage_metrics! {
         Counter root_hit = "Shares whose merkle root was in the cache";
         Counter block_found = "Shares at or under the network target";
         Counter block_flagged = "Block candidates that found their ring full: chain finds them in the log";
-        Gauge duplicate_table_used = "Shares in the fullest live duplicate table";
-        Gauge duplicate_table_newest_used = "Shares in the duplicate table of the newest job";
+        Most duplicate_table_used = "Shares in the fullest live duplicate table";
+        Most duplicate_table_newest_used = "Shares in the duplicate table of the newest job";
     }
 }
 

@@ -1,4 +1,5 @@
 //! Builds the pipeline: rings by name, stages on cores, one run loop per core.
+use crate::fail_point::{Pause, Paused};
 use crate::metrics::RegimeNs;
 use crate::ring::{Full, RingInfo, Rx, Tx, ring};
 use crate::stage::{Idle, Seat, Stage, run};
@@ -118,6 +119,7 @@ pub struct Topology {
     rings: Vec<RingInfo>,
     seats: BTreeMap<usize, Vec<Seat>>,
     shared_cores: Vec<usize>,
+    pauses: Vec<Pause>,
 }
 
 /// What is known of a running stage.
@@ -137,6 +139,11 @@ impl Topology {
         Self { shared_cores: shared_cores.to_vec(), ..Self::default() }
     }
 
+    /// Stages that stop for a while, for tests. Before any stage is put on a core.
+    pub fn with_fail_points(self, pauses: Vec<Pause>) -> Self {
+        Self { pauses, ..self }
+    }
+
     /// A ring of `depth` records; its ends are to be moved into stages.
     pub fn ring<T>(&mut self, name: impl Into<String>, depth: usize, full: Full) -> (Tx<T>, Rx<T>) {
         let (tx, rx, info) = ring(name, depth, full);
@@ -146,7 +153,12 @@ impl Topology {
 
     /// Puts a stage on a core; the stages of a core run in the order they were put there.
     pub fn stage(&mut self, name: impl Into<String>, stage: impl Stage + 'static, core: usize) {
-        self.seats.entry(core).or_default().push(Seat { name: name.into(), stage: Box::new(stage), regimes: Arc::default() });
+        let name = name.into();
+        let mut stage: Box<dyn Stage> = Box::new(stage);
+        if let Some(pause) = self.pauses.iter().find(|pause| pause.stage == name) {
+            stage = Box::new(Paused::new(stage, pause.clone()));
+        }
+        self.seats.entry(core).or_default().push(Seat { name, stage, regimes: Arc::default() });
     }
 
     /// Starts one pinned thread per core.

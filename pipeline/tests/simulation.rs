@@ -4,7 +4,7 @@ use otedama_pipeline::driver::{Driver, Event, Slot};
 use otedama_pipeline::metrics::{LogMetrics, NetMetrics, ValidateMetrics};
 use otedama_pipeline::ring::{Full, Rx, Tx, ring};
 use otedama_pipeline::stages::{
-    Append, Histograms, IN_FLIGHT, Log, LogPorts, Net, NetPorts, NetSettings, Validate, ValidatePorts, ValidatedJob,
+    Append, BlockBell, Histograms, IN_FLIGHT, Log, LogPorts, Net, NetPorts, NetSettings, Validate, ValidatePorts, ValidatedJob,
 };
 use otedama_pipeline::{Cores, Regime, Stage};
 use otedama_primitives::{
@@ -47,6 +47,8 @@ struct Wire {
     events: VecDeque<(Event, Vec<u8>)>,
     sent: HashMap<Slot, Vec<u8>>,
     closed: HashSet<Slot>,
+    /// What net said about the door, one word after another.
+    door: Vec<bool>,
 }
 
 #[derive(Clone, Default)]
@@ -64,18 +66,27 @@ impl SimulatedWire {
 
 struct SimulatedDriver {
     wire: SimulatedWire,
+    /// What the last polls found.
+    ready: VecDeque<(Event, Vec<u8>)>,
     bytes: Vec<u8>,
+}
+
+impl SimulatedDriver {
+    fn new(wire: &SimulatedWire) -> Self {
+        Self { wire: wire.clone(), ready: VecDeque::new(), bytes: vec![] }
+    }
 }
 
 impl Driver for SimulatedDriver {
     fn poll(&mut self, _: Duration) -> io::Result<()> {
+        self.ready.extend(self.wire.lock().events.drain(..));
         Ok(())
     }
 
     fn event(&mut self) -> Option<Event> {
-        let mut wire = self.wire.lock();
+        let wire = self.wire.lock();
         loop {
-            let (event, bytes) = wire.events.pop_front()?;
+            let (event, bytes) = self.ready.pop_front()?;
             if let Event::Bytes { slot } = event
                 && wire.closed.contains(&slot)
             {
@@ -100,7 +111,9 @@ impl Driver for SimulatedDriver {
         self.wire.lock().closed.insert(slot);
     }
 
-    fn accept(&mut self, _: bool) {}
+    fn accept(&mut self, open: bool) {
+        self.wire.lock().door.push(open);
+    }
 
     fn bytes_sent(&self) -> u64 {
         0
@@ -230,11 +243,14 @@ impl Miner {
         let (expected, line) = self.sent.pop_front().expect("an answer has a question");
         assert_eq!(id, expected, "seed {seed}: answers come in the order of the submits");
         self.answered += 1;
+        // A job that was sent again, two more digits in its id, is the same job: so is a share of it.
+        let job_at = line.find("5151").expect("every job of these boots");
+        let share = format!("{}{}", &line[..job_at + 8], &line[line[job_at..].find('"').map_or(job_at + 8, |end| job_at + end)..]);
         if code == 0 {
-            assert!(self.credited.insert(line.clone()), "seed {seed}: credited twice: {line}");
+            assert!(self.credited.insert(share), "seed {seed}: credited twice: {line}");
             self.past.push(line);
         } else if code == 22 {
-            assert!(self.credited.contains(&line), "seed {seed}: refused as a duplicate of nothing: {line}");
+            assert!(self.credited.contains(&share), "seed {seed}: refused as a duplicate of nothing: {line}");
         }
     }
 
@@ -265,6 +281,9 @@ impl Miner {
         bytes
     }
 }
+
+/// Bytes that wait longer than this are overload.
+const READ_WITHIN_US: u64 = 250_000;
 
 type HistogramEnds = (Rx<Box<hdrhistogram::Histogram<u64>>>, Tx<Box<hdrhistogram::Histogram<u64>>>);
 
@@ -329,6 +348,7 @@ fn world<D: Driver + 'static, A: Append + 'static>(drivers: Vec<D>, journal: A, 
             line_bytes: 8192,
             authorize_within_us: u64::MAX,
             refused_per_s: u32::MAX,
+            read_within_us: READ_WITHIN_US,
         };
         let latency = Histograms { full, empty };
         let ports = NetPorts {
@@ -357,6 +377,7 @@ fn world<D: Driver + 'static, A: Append + 'static>(drivers: Vec<D>, journal: A, 
             submits,
             verdicts,
             blocks,
+            block_bell: BlockBell::silent(),
             jobs,
             metrics,
             nets_running: nets_running.clone(),
@@ -403,6 +424,10 @@ impl World {
         regime
     }
 
+    fn overload_step(&self) -> u64 {
+        self.metrics.iter().map(|metrics| read(&metrics.overload_step)).max().unwrap_or(0)
+    }
+
     fn sum(&self, pick: impl Fn(&NetMetrics) -> u64) -> u64 {
         self.metrics.iter().map(|metrics| pick(metrics)).sum()
     }
@@ -413,15 +438,21 @@ fn read(value: &AtomicU64) -> u64 {
 }
 
 fn simulate(seed: u64, nets: usize, validates: usize) {
+    simulate_with_pause(seed, nets, validates, None);
+}
+
+/// While `paused` stands still, in the middle of the schedule, five seconds go by and miners go on sending. Gives the highest step of the measures against overload.
+fn simulate_with_pause(seed: u64, nets: usize, validates: usize, paused: Option<usize>) -> u64 {
     let mut dice = Dice::new(seed);
     let depth = 1 << (1 + dice.below(5));
     // Difficulty 5e-10 is work 2: about half of the hashes are refused.
     let difficulty = if dice.one_in(2) { 5e-10 } else { 2.4e-10 };
     let wires: Vec<_> = (0..nets).map(|_| SimulatedWire::default()).collect();
     let journal = SimulatedJournal::default();
-    let drivers = wires.iter().map(|wire| SimulatedDriver { wire: wire.clone(), bytes: vec![] }).collect();
+    let drivers = wires.iter().map(SimulatedDriver::new).collect();
     let mut world = world(drivers, journal.clone(), validates, depth, difficulty);
     let mut miners = vec![];
+    let mut highest = 0;
     for index in 0..6 * nets {
         let (net, slot) = (index % nets, (index / nets) as Slot);
         let peer: SocketAddr = "127.0.0.1:1".parse().expect("address");
@@ -432,8 +463,17 @@ fn simulate(seed: u64, nets: usize, validates: usize) {
     }
     for step in 0..1500 {
         let stage = dice.below(world.stages.len());
-        world.step(stage);
-        world.clock.advance(dice.below(50) as u64);
+        let stands_still = paused.is_some() && (500..1000).contains(&step);
+        if stands_still {
+            if paused != Some(stage) {
+                world.step(stage);
+            }
+            world.clock.advance(10_000);
+        } else {
+            world.step(stage);
+            world.clock.advance(dice.below(50) as u64);
+        }
+        highest = highest.max(world.overload_step());
         if step == 3 || dice.one_in(60) {
             // Job storms come in bursts now and then.
             for _ in 0..if dice.one_in(10) { 12 } else { 1 } {
@@ -469,6 +509,20 @@ fn simulate(seed: u64, nets: usize, validates: usize) {
         idle = if moved > 0 { 0 } else { idle + 1 };
     }
     check(&world, &wires, &journal, &mut miners, seed);
+    // A quiet server takes every measure back, in a few seconds a step.
+    for _ in 0..1_000 {
+        if world.overload_step() + world.sum(|metrics| read(&metrics.session_doubled)) == 0 {
+            break;
+        }
+        world.clock.advance(50_000);
+        for stage in 0..world.stages.len() {
+            world.step(stage);
+        }
+    }
+    assert_eq!(world.overload_step(), 0, "seed {seed}");
+    assert_eq!(world.sum(|metrics| read(&metrics.session_doubled)), 0, "seed {seed}: every difficulty is back");
+    assert!(wires.iter().all(|wire| wire.lock().door.last().copied().unwrap_or(true)), "seed {seed}: every door is open");
+    highest
 }
 
 fn check(world: &World, wires: &[SimulatedWire], journal: &SimulatedJournal, miners: &mut [Miner], seed: u64) {
@@ -505,6 +559,109 @@ fn nothing_is_lost_under_any_schedule() {
         let (nets, validates) = [(1, 1), (2, 1), (1, 2), (2, 3), (3, 2)][seed as usize % 5];
         simulate(seed, nets, validates);
     }
+}
+
+#[test]
+fn a_stage_that_stands_still_for_five_seconds_costs_no_share_whichever_it_is() {
+    let seeds = if std::env::var_os("OTEDAMA_LONG").is_some() { 2_000 } else { 3 };
+    for seed in 1..=seeds {
+        let (nets, validates) = [(1, 1), (2, 1), (1, 2)][seed as usize % 3];
+        for paused in 0..nets + validates + 1 {
+            let highest = simulate_with_pause(seed, nets, validates, Some(paused));
+            assert!(highest >= 1, "seed {seed}: five seconds without stage {paused} are overload somewhere");
+        }
+    }
+}
+
+/// Lines that the server sent to a slot, in order.
+fn lines_of(wire: &SimulatedWire, slot: Slot) -> Vec<serde_json::Value> {
+    let wire = wire.lock();
+    let sent = wire.sent.get(&slot).map(Vec::as_slice).unwrap_or_default();
+    sent.split(|&byte| byte == b'\n').filter(|line| !line.is_empty()).map(|line| serde_json::from_slice(line).expect("JSON")).collect()
+}
+
+/// Difficulties that the server sent to a slot. Each but the first stands right before a job: both leave in one write.
+fn difficulties_of(wire: &SimulatedWire, slot: Slot) -> Vec<f64> {
+    let lines = lines_of(wire, slot);
+    let is_difficulty = |line: &serde_json::Value| line["method"] == "mining.set_difficulty";
+    let at: Vec<usize> = (0..lines.len()).filter(|&index| is_difficulty(&lines[index])).collect();
+    for &index in &at {
+        assert_eq!(
+            lines.get(index + 1).map(|line| &line["method"]),
+            Some(&"mining.notify".into()),
+            "slot {slot}: no job after a difficulty"
+        );
+    }
+    at.into_iter().map(|index| lines[index]["params"][0].as_f64().expect("a number")).collect()
+}
+
+#[test]
+fn overload_shuts_the_door_then_doubles_the_busiest_then_closes_the_worst_and_all_goes_back() {
+    const START: f64 = 2.4e-10;
+    let (wire, journal) = (SimulatedWire::default(), SimulatedJournal::default());
+    journal.lock().room = usize::MAX / 2;
+    let mut world = world(vec![SimulatedDriver::new(&wire)], journal.clone(), 1, 1 << 10, START);
+    world.publish_job(true);
+    let (busy, quiet, junk) = (0, 1, 2);
+    for slot in [busy, quiet, junk] {
+        wire.send(Event::Opened { slot, peer: SocketAddr::from(([127, 0, 0, 1], 1)) }, b"");
+        let hello = b"{\"id\":1,\"method\":\"mining.subscribe\",\"params\":[\"sim/1\"]}\n{\"id\":2,\"method\":\"mining.authorize\",\"params\":[\"a.b\",\"x\"]}\n";
+        wire.send(Event::Bytes { slot }, hello);
+    }
+    let mut steps = vec![];
+    let mut number = 0_u64;
+    // A quarter of a second a turn: whatever comes in one is read in the next, and so has waited too long.
+    let mut turn = |world: &mut World, steps: &mut Vec<u64>, overloaded: bool| {
+        world.clock.advance(if overloaded { READ_WITHIN_US + 1 } else { 20_000 });
+        for (slot, shares) in [(busy, 20), (quiet, 1), (junk, 12)] {
+            if !overloaded || wire.lock().closed.contains(&slot) {
+                continue;
+            }
+            for _ in 0..shares {
+                number += 1;
+                // Junk names a job that never was.
+                let job = if slot == junk { "00000000" } else { "51510001" };
+                let line = format!(
+                    "{{\"id\":1000,\"method\":\"mining.submit\",\"params\":[\"a.b\",\"{job}\",\"{number:016x}\",\"6553f100\",\"00000000\"]}}\n"
+                );
+                wire.send(Event::Bytes { slot }, line.as_bytes());
+            }
+        }
+        for _ in 0..4 {
+            for stage in 0..world.stages.len() {
+                world.step(stage);
+            }
+        }
+        let step = world.overload_step();
+        if steps.last() != Some(&step) {
+            steps.push(step);
+        }
+    };
+    for _ in 0..100 {
+        turn(&mut world, &mut steps, true);
+    }
+    assert_eq!(steps, [1, 2, 3, 4, 5, 6, 7, 8], "one measure after another");
+    assert_eq!(wire.lock().door, [false]);
+    let doubled = difficulties_of(&wire, busy);
+    assert_eq!(doubled, (0..=6).map(|doublings| START * f64::from(1 << doublings)).collect::<Vec<_>>());
+    assert_eq!(difficulties_of(&wire, quiet), [START], "who sends little is left alone");
+    assert!(wire.lock().closed.contains(&junk) && !wire.lock().closed.contains(&busy) && !wire.lock().closed.contains(&quiet));
+    let last = lines_of(&wire, junk).pop().expect("a last word");
+    assert_eq!(last["method"], "client.show_message");
+    assert!(last["params"][0].as_str().is_some_and(|why| why.contains("overloaded") && why.contains("refused")), "{last}");
+    assert_eq!(world.sum(|metrics| read(&metrics.connection_closed_overload)), 1);
+
+    steps.clear();
+    for _ in 0..1_000 {
+        turn(&mut world, &mut steps, false);
+    }
+    assert_eq!(steps.last(), Some(&0));
+    assert_eq!(wire.lock().door, [false, true]);
+    assert_eq!(difficulties_of(&wire, busy).last(), Some(&START), "the difficulty is what it was");
+    assert_eq!(world.sum(|metrics| read(&metrics.session_doubled)), 0);
+    assert_eq!(world.sum(|metrics| read(&metrics.unread_oldest_us)), 0);
+    let received = world.sum(|metrics| read(&metrics.share_received));
+    assert_eq!(journal.lock().rows.len() as u64, received, "whatever was read has its row");
 }
 
 /// A connection that says hello and then sends a fresh share and its twin for ever; its answers are counted and dropped.

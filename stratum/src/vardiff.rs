@@ -46,6 +46,18 @@ impl Policy {
     }
 }
 
+impl Policy {
+    /// The same aims at half of the share rate, `halvings` times over: while difficulties are doubled for the server's load.
+    #[inline]
+    #[must_use]
+    pub fn slowed(&self, halvings: u8) -> Self {
+        if halvings == 0 {
+            return *self;
+        }
+        Self { shares_per_us: self.shares_per_us / f64::from(1_u32 << halvings.min(16)), ..*self }
+    }
+}
+
 /// Log-likelihood at which half of the rate is believed, at a target of 8 shares a minute. Higher: fewer false alarms, later detection; the simulator fixed it.
 const ALARM_AT_8: f32 = 6.5;
 const ALARM_LEAST: f32 = 4.5;

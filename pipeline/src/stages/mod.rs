@@ -2,10 +2,12 @@
 mod duplicates;
 mod log;
 mod net;
+mod overload;
 mod roots;
 mod validate;
 
 pub use duplicates::{DUPLICATE_ENTRIES, DUPLICATE_PRESSURE, DUPLICATE_TABLE_BYTES, DUPLICATE_TABLES};
 pub use log::{Append, JournalEnd, Log, LogPorts};
 pub use net::{Histograms, IN_FLIGHT, Net, NetPorts, NetSettings};
-pub use validate::{Validate, ValidatePorts, ValidatedJob};
+pub use overload::DOUBLINGS_MAX;
+pub use validate::{BlockBell, Validate, ValidatePorts, ValidatedJob};

@@ -2,6 +2,7 @@
 //!
 //! A share in flight keeps a place in a FIFO; answers leave in FIFO order, and every other reply to a connection with shares in flight queues behind them there.
 //! Without room for one more share (FIFO, ring) net stops reading: TCP shares are never dropped.
+use super::overload::{Act, Heard, Load, Sweep, Unread, WALK_US};
 use crate::driver::{Driver, Event, Slot};
 use crate::metrics::{NetCounts, NetMetrics};
 use crate::ring::{Rx, Tx};
@@ -20,10 +21,13 @@ use std::time::Duration;
 pub const IN_FLIGHT: usize = 1 << 15;
 /// Socket events handled in a step, so that answers and other stages on the core get their turn.
 const EVENTS_PER_STEP: usize = 256;
-/// Shares read in a step.
-const SHARES_PER_STEP: usize = 2048;
+/// Shares read in a step: what validate takes in a pass, so that on a core that both share nothing read waits for a second turn of net.
+const SHARES_PER_STEP: usize = 256;
 /// Lines read in a step, shares or not: who talks without end may not keep the answers of others waiting.
-const LINES_PER_STEP: u64 = 4096;
+const LINES_PER_STEP: u64 = 1024;
+/// While a share that was read has been without its verdict for this long, nothing more is read. What waits unread waits in the kernel, where it costs its sender;
+/// what was read is hashed soon, whatever the load: a block candidate among it is at the nodes within two milliseconds.
+const READ_AHEAD_US: u64 = 500;
 /// Places of the FIFO released in a step: a write each at worst.
 const ANSWERS_PER_STEP: usize = 4096;
 /// Bytes of replies that may wait behind shares in flight; above it net stops reading.
@@ -31,6 +35,9 @@ const TEXT_BYTES_MAX: usize = 4 << 20;
 /// The last word to a connection that is closed for its refusals.
 const TOO_MANY_REFUSED: &[u8] =
     b"{\"id\":null,\"method\":\"client.show_message\",\"params\":[\"closed: too many refused shares or lines a second\"]}\n";
+/// The last word to a connection that is closed because the server is overloaded.
+const WORST_UNDER_OVERLOAD: &[u8] =
+    b"{\"id\":null,\"method\":\"client.show_message\",\"params\":[\"closed: the server is overloaded and too much of what this connection sent was refused\"]}\n";
 /// Connections that a new job is sent to in a step: answers go first.
 const BROADCASTS_PER_STEP: usize = 32;
 /// Connections whose deadlines are looked at in one housekeeping.
@@ -55,6 +62,8 @@ pub struct NetSettings {
     pub authorize_within_us: u64,
     /// Refused shares and lines a second before a connection is closed.
     pub refused_per_s: u32,
+    /// Bytes that wait longer than this to be read are overload; `u64::MAX` for no measures against it.
+    pub read_within_us: u64,
 }
 
 /// Latency histograms on their way to stats and back, so that neither side allocates or locks.
@@ -104,6 +113,8 @@ struct Connection {
     refused: u32,
     accepted: u32,
     accepted_before: u32,
+    /// What was answered since the last walk of the overload's sweep.
+    heard: Heard,
 }
 
 /// One place in the FIFO: a share that waits for its verdict, or a reply that waits for its turn.
@@ -172,6 +183,12 @@ impl Fifo {
         self.head = self.head.wrapping_add(1);
         Some(place)
     }
+
+    /// When the share at the front was read, if it waits for its verdict.
+    fn waits_since_us(&self) -> Option<u64> {
+        let front = &self.places[self.head as usize % IN_FLIGHT];
+        (self.len() > 0 && front.state == WAITING).then_some(front.arrival_us)
+    }
 }
 
 /// The stage.
@@ -184,6 +201,13 @@ pub struct Net<D, C> {
     broadcast_at: usize,
     broadcast_left: usize,
     deadline_next: usize,
+    unread: Unread,
+    load: Load,
+    sweep: Sweep,
+    /// Where the sweep goes on; None while there is none.
+    sweep_next: Option<usize>,
+    /// When its next walk may begin.
+    sweep_from_us: u64,
     /// Connections closed because they did not authorize in time.
     closed_late: u64,
     answered: Box<[Answer; 512]>,
@@ -240,6 +264,9 @@ impl<D: Driver, C: Clock> Net<D, C> {
         let extranonces = Extranonces::new(settings.net, settings.connections_max.saturating_add(EXTRANONCES_WAITING));
         let lanes = ports.submits.len();
         assert!(lanes > 0, "a net feeds at least one validate lane");
+        let load = Load::new(settings.read_within_us);
+        let mut unread = Unread::default();
+        unread.waited(clock.now_us());
         Self {
             driver,
             clock,
@@ -266,6 +293,11 @@ impl<D: Driver, C: Clock> Net<D, C> {
             broadcast_at: 0,
             broadcast_left: 0,
             deadline_next: 0,
+            unread,
+            load,
+            sweep: Sweep::default(),
+            sweep_next: None,
+            sweep_from_us: 0,
             closed_late: 0,
             answered: Box::new([Answer { in_flight: 0, status: 0, spare: [0; 3] }; 512]),
             arrivals: Vec::with_capacity(IN_FLIGHT),
@@ -313,7 +345,8 @@ impl<D: Driver, C: Clock> Net<D, C> {
                     if status == ShareStatus::Accepted {
                         self.state.accepted_one(place.slot, place.arrival_us);
                     } else if status != ShareStatus::Overload && self.state.refused_too_often(place.slot, place.arrival_us) {
-                        self.close_for_refusals(place.slot);
+                        self.state.counts.connection_closed_refusals += 1;
+                        self.close_saying(place.slot, TOO_MANY_REFUSED);
                     }
                 }
             }
@@ -375,7 +408,8 @@ impl<D: Driver, C: Clock> Net<D, C> {
     fn read(&mut self) -> Regime {
         let now_us = self.clock.now_us();
         let mut worked = false;
-        if self.stalled.is_some() && self.state.credits() == 0 {
+        let is_ahead = self.state.fifo.waits_since_us().is_some_and(|since_us| now_us.saturating_sub(since_us) > READ_AHEAD_US);
+        if is_ahead || (self.stalled.is_some() && self.state.credits() == 0) {
             return Regime::Backpressure;
         }
         if let Some(slot) = self.stalled {
@@ -400,12 +434,20 @@ impl<D: Driver, C: Clock> Net<D, C> {
                 break;
             }
             let Some(event) = self.driver.event() else {
-                if polled || self.driver.poll(Duration::ZERO).is_err() {
+                if polled {
+                    self.unread.nothing_waits();
                     break;
                 }
+                if self.driver.poll(Duration::ZERO).is_err() {
+                    break;
+                }
+                self.unread.polled(now_us);
                 polled = true;
                 continue;
             };
+            if !worked {
+                self.unread.read(now_us);
+            }
             worked = true;
             match event {
                 Event::Opened { slot, peer } => {
@@ -445,9 +487,8 @@ impl<D: Driver, C: Clock> Net<D, C> {
         }
     }
 
-    fn close_for_refusals(&mut self, slot: Slot) {
-        self.state.counts.connection_closed_refusals += 1;
-        self.driver.reply(slot, TOO_MANY_REFUSED);
+    fn close_saying(&mut self, slot: Slot, last_word: &[u8]) {
+        self.driver.reply(slot, last_word);
         self.driver.close(slot);
         self.state.close(slot);
         if self.stalled == Some(slot) {
@@ -480,6 +521,72 @@ impl<D: Driver, C: Clock> Net<D, C> {
         }
         if sent {
             self.driver.flush();
+        }
+    }
+
+    /// Looks at the age of unread bytes and takes measures, or takes them back.
+    fn watch_load(&mut self) {
+        let now_us = self.clock.now_us();
+        let age_us = self.unread.look(now_us);
+        self.state.counts.unread_oldest_us = age_us;
+        let was_shut = self.load.measures().door_shut;
+        if self.load.observe(now_us, age_us) {
+            let measures = self.load.measures();
+            self.state.counts.overload_step = u64::from(measures.step());
+            if measures.door_shut != was_shut {
+                self.driver.accept(was_shut);
+            }
+            if measures.door_shut && self.sweep_next.is_none() {
+                self.sweep.forget();
+                self.sweep_next = Some(0);
+            }
+        }
+        if self.sweep_next.is_some() {
+            self.sweep_on(now_us);
+        }
+    }
+
+    /// Goes on with the walk over all connections: a bounded number of places and of messages a call.
+    fn sweep_on(&mut self, now_us: u64) {
+        let measures = self.load.measures();
+        let (mut at, end) = (self.sweep_next.unwrap_or(0), self.state.connections.len());
+        if at == 0 {
+            if now_us < self.sweep_from_us {
+                return;
+            }
+            self.sweep_from_us = now_us + WALK_US;
+        }
+        let mut acts = 0;
+        let mut visits = 0;
+        while at < end && visits < DEADLINES_PER_HOUSEKEEPING && acts < BROADCASTS_PER_STEP && self.state.fifo.room() > 0 {
+            let slot = at as Slot;
+            at += 1;
+            visits += 1;
+            let Some(connection) = self.state.connections[slot as usize].as_deref_mut() else { continue };
+            let heard = std::mem::take(&mut connection.heard);
+            match self.sweep.visit(heard, connection.session.load_doublings(), measures) {
+                Act::Leave => {}
+                Act::Double(doublings) => {
+                    acts += 1;
+                    if self.state.set_load(slot as usize, doublings, now_us) {
+                        self.send_behind(slot);
+                    }
+                }
+                Act::Close => {
+                    acts += 1;
+                    self.state.counts.connection_closed_overload += 1;
+                    self.close_saying(slot, WORST_UNDER_OVERLOAD);
+                }
+            }
+        }
+        if acts > 0 {
+            self.driver.flush();
+        }
+        self.sweep_next = Some(at);
+        if at >= end {
+            self.sweep.end();
+            // Another walk as long as there is something to do: while the door is shut, and until the last difficulty is back.
+            self.sweep_next = (measures.door_shut || self.state.counts.session_doubled > 0).then_some(0);
         }
     }
 }
@@ -559,6 +666,7 @@ impl State {
             refused: 0,
             accepted: 0,
             accepted_before: 0,
+            heard: Heard::default(),
         }));
         self.open += 1;
         self.counts.connection_accepted += 1;
@@ -570,6 +678,7 @@ impl State {
         if let Some(connection) = self.connections.get_mut(at).and_then(Option::take) {
             self.generations[at] = self.generations[at].wrapping_add(1);
             self.open -= 1;
+            self.counts.session_doubled -= u64::from(connection.session.load_doublings() > 0);
             let newest = connection.session.newest_job();
             connection.session.remember(&self.settings.session);
             self.extranonces.release(connection.session.extranonce1(), newest);
@@ -606,6 +715,7 @@ impl State {
     fn accepted_one(&mut self, slot: Slot, now_us: u64) {
         if let Some(connection) = self.connection_in_second(slot, now_us) {
             connection.accepted += 1;
+            connection.heard.accepted = connection.heard.accepted.saturating_add(1);
         }
     }
 
@@ -615,6 +725,7 @@ impl State {
         let limit = self.settings.refused_per_s;
         let Some(connection) = self.connection_in_second(slot, now_us) else { return false };
         connection.refused += 1;
+        connection.heard.refused = connection.heard.refused.saturating_add(1);
         connection.refused > limit.max(connection.accepted.saturating_add(connection.accepted_before))
     }
 
@@ -638,6 +749,21 @@ impl State {
     /// Books the time without shares of a connection for vardiff; true when a retarget stands in `line_out`.
     fn look(&mut self, at: usize, now_us: u64) -> bool {
         self.retarget(at, now_us, |session, context, out| session.on_time(context, out))
+    }
+
+    /// Sets the doublings of a connection's difficulty; true when a retarget stands in `line_out`.
+    fn set_load(&mut self, at: usize, doublings: u8, now_us: u64) -> bool {
+        let Some(connection) = self.connections.get_mut(at).and_then(Option::as_deref_mut) else { return false };
+        let before = connection.session.load_doublings();
+        self.line_out.clear();
+        let context = v1::Context { settings: &self.settings.session, jobs: &self.jobs, now_us, peer: None };
+        connection.session.set_load(&context, doublings, &mut self.line_out);
+        let counts = &mut self.counts;
+        counts.session_doubled = counts.session_doubled + u64::from(doublings > 0) - u64::from(before > 0);
+        let sent = !self.line_out.is_empty();
+        counts.difficulty_doubled += u64::from(sent && doublings > before);
+        counts.job_sent += u64::from(sent);
+        sent
     }
 
     fn retarget(&mut self, at: usize, now_us: u64, book: impl FnOnce(&mut Session, &v1::Context<'_>, &mut Vec<u8>)) -> bool {
@@ -834,6 +960,9 @@ impl<D: Driver, C: Clock> Stage for Net<D, C> {
 
     fn housekeeping(&mut self) {
         self.check_deadlines();
+        if !self.draining {
+            self.watch_load();
+        }
         // Relaxed: a state that the log publishes.
         self.state.log_full = self.state.ports.log_full.load(Ordering::Relaxed);
         let counts = &mut self.state.counts;
@@ -859,7 +988,9 @@ impl<D: Driver, C: Clock> Stage for Net<D, C> {
     }
 
     fn wait(&mut self, timeout: Duration) -> bool {
-        self.driver.poll(timeout).is_ok()
+        let waited = self.driver.poll(timeout).is_ok();
+        self.unread.waited(self.clock.now_us());
+        waited
     }
 
     fn can_wait(&self) -> bool {

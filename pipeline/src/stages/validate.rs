@@ -19,6 +19,8 @@ mod tests;
 
 /// Shares taken in one step: eight batches.
 const TAKE: usize = 8 * BATCH;
+/// Passes in one step at most: all that a net on the same core reads in its step is judged before that net writes answers or reads on.
+const PASSES_PER_STEP: usize = 4;
 /// Buckets of a pass: a job's shares whose root is known, and the others.
 const BUCKETS: usize = 2 * DUPLICATE_TABLES;
 /// One hashed share in so many is recomputed by the scalar kernel, give or take half a batch, so that every lane gets its turn.
@@ -88,6 +90,28 @@ impl ValidatedJob {
     }
 }
 
+/// Rung when a block candidate has been put on the ring to chain, so that nobody has to look there all the time. Rare, so it may cost a system call; it must not block.
+#[derive(Clone)]
+pub struct BlockBell(Arc<dyn Fn() + Send + Sync>);
+
+impl BlockBell {
+    /// A bell that calls `ring`.
+    pub fn new(ring: impl Fn() + Send + Sync + 'static) -> Self {
+        Self(Arc::new(ring))
+    }
+
+    /// A bell that nobody hears.
+    pub fn silent() -> Self {
+        Self::new(|| {})
+    }
+}
+
+impl std::fmt::Debug for BlockBell {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("BlockBell")
+    }
+}
+
 /// Ring ends and shared state of a validate stage.
 #[derive(Debug)]
 pub struct ValidatePorts {
@@ -97,6 +121,8 @@ pub struct ValidatePorts {
     pub verdicts: Tx<Verdict>,
     /// Block candidates to chain; full: the row carries the flag and chain reads it from the log.
     pub blocks: Tx<BlockCandidate>,
+    /// Rung after a candidate was put on that ring.
+    pub block_bell: BlockBell,
     /// Jobs from chain; published here before any net hears of them.
     pub jobs: Rx<Arc<ValidatedJob>>,
     /// Counters for readers.
@@ -213,12 +239,17 @@ impl Validate {
                 self.hash_bucket(bucket, looks_for_roots);
             }
         }
+        let blocks_before = self.counts.block_found;
         for at in 0..count {
             if self.found[at].status == Submit::PENDING {
                 self.credit(at);
             } else if self.found[at].status == ShareStatus::LowDifficulty as u8 {
                 self.look_again(at);
             }
+        }
+        // Candidates go before verdicts.
+        if self.counts.block_found != blocks_before {
+            (self.ports.block_bell.0)();
         }
         self.ports.verdicts.push_all(&self.found[..count]);
     }
@@ -472,23 +503,38 @@ fn verdict_of(submit: &Submit) -> Verdict {
 
 impl Stage for Validate {
     fn step(&mut self) -> Regime {
-        self.take_jobs();
-        let room = self.ports.verdicts.room().min(TAKE);
-        if room == 0 {
-            return if self.ports.submits.iter().any(|ring| ring.available() > 0) { Regime::Backpressure } else { Regime::CaughtUp };
+        let mut worked = false;
+        for _ in 0..PASSES_PER_STEP {
+            self.take_jobs();
+            let room = self.ports.verdicts.room().min(TAKE);
+            if room == 0 {
+                let waits = self.ports.submits.iter().any(|ring| ring.available() > 0);
+                return if worked {
+                    Regime::Processing
+                } else if waits {
+                    Regime::Backpressure
+                } else {
+                    Regime::CaughtUp
+                };
+            }
+            // Acquire pairs with the Release of a net that has drained: what it sent is visible after it.
+            let nets_running = self.ports.nets_running.load(Ordering::Acquire);
+            let count = self.take(room);
+            if count > 0 {
+                self.judge(count);
+                worked = true;
+                continue;
+            }
+            if worked {
+                break;
+            }
+            if self.draining && nets_running == 0 && !self.finished {
+                self.finished = true;
+                self.ports.validates_running.fetch_sub(1, Ordering::Release);
+            }
+            return Regime::CaughtUp;
         }
-        // Acquire pairs with the Release of a net that has drained: what it sent is visible after it.
-        let nets_running = self.ports.nets_running.load(Ordering::Acquire);
-        let count = self.take(room);
-        if count > 0 {
-            self.judge(count);
-            return Regime::Processing;
-        }
-        if self.draining && nets_running == 0 && !self.finished {
-            self.finished = true;
-            self.ports.validates_running.fetch_sub(1, Ordering::Release);
-        }
-        Regime::CaughtUp
+        Regime::Processing
     }
 
     fn housekeeping(&mut self) {

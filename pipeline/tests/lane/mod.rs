@@ -3,7 +3,7 @@ use bytemuck::Zeroable;
 use otedama_kernels::{BATCH, Isa};
 use otedama_pipeline::metrics::ValidateMetrics;
 use otedama_pipeline::ring::{Full, Rx, Tx, ring};
-use otedama_pipeline::stages::{Validate, ValidatePorts, ValidatedJob};
+use otedama_pipeline::stages::{BlockBell, Validate, ValidatePorts, ValidatedJob};
 use otedama_pipeline::{Regime, Stage};
 use otedama_primitives::{BlockCandidate, Coin, Hash256, Job, RunId, Submit, Target, Verdict};
 use std::collections::VecDeque;
@@ -39,6 +39,7 @@ impl Lane {
             submits: vec![submits_rx],
             verdicts: verdicts_tx,
             blocks: blocks_tx,
+            block_bell: BlockBell::silent(),
             jobs: jobs_rx,
             metrics: metrics.clone(),
             nets_running: Arc::new(AtomicUsize::new(1)),

@@ -124,7 +124,8 @@ struct Worker {
 pub struct Session {
     /// Sorted by name.
     workers: Vec<Worker>,
-    /// The difficulty that was chosen (config, suggestion, later vardiff); what is sent is the network's where that is less.
+    /// The difficulty that was chosen (config, suggestion, later vardiff). What is sent has the doublings of `set_load` on top, and is the network's where that is
+    /// less.
     wanted: Difficulty,
     /// The difficulty in force since `first_job`.
     sent: Difficulty,
@@ -160,6 +161,9 @@ pub struct Session {
     extranonce2_bytes: u8,
     /// mining.subscribe lines so far.
     subscribes: u8,
+    /// Doublings of the difficulty that are to be in force for the server's load, and those with which `sent` was chosen.
+    doublings: u8,
+    sent_doublings: u8,
     /// set_difficulty must precede the next notify: miners fall back to 1 when they subscribe.
     difficulty_due: bool,
 }
@@ -194,6 +198,8 @@ impl Session {
             last_worker: 0,
             extranonce2_bytes: settings.extranonce2_bytes.clamp(4, 8),
             subscribes: 0,
+            doublings: 0,
+            sent_doublings: 0,
             difficulty_due: true,
         }
     }
@@ -226,13 +232,29 @@ impl Session {
     /// only changes what will be sent with it.
     pub fn set_difficulty(&mut self, ctx: &Context<'_>, difficulty: Difficulty, out: &mut Vec<u8>) {
         self.wanted = messages::wire_difficulty(difficulty.get().max(self.floor.get()));
+        self.send_change(ctx, out);
+    }
+
+    /// Doubles the difficulty so many times, up to `Settings::difficulty_max`, because the server is overloaded; 0 ends it. The work of the miner is the same, in
+    /// fewer shares, and vardiff aims at so many fewer. Set_difficulty and a job leave in one write, as in `set_difficulty`.
+    pub fn set_load(&mut self, ctx: &Context<'_>, doublings: u8, out: &mut Vec<u8>) {
+        self.doublings = doublings;
+        self.send_change(ctx, out);
+    }
+
+    /// Doublings of the difficulty for the server's load.
+    pub fn load_doublings(&self) -> u8 {
+        self.doublings
+    }
+
+    fn send_change(&mut self, ctx: &Context<'_>, out: &mut Vec<u8>) {
         if self.newest_job == 0 {
             return;
         }
         // Without a live job, or with every id of this one used, the change waits for the next job.
         if let Some(job) = ctx.jobs.newest()
             && job.job.id.counter() >= self.newest_job
-            && self.effective(job) != self.sent
+            && self.effective(ctx, job) != self.sent
             && (job.job.id.counter() > self.newest_job || self.newest_sending < u8::MAX)
         {
             self.send_job(ctx, job, job.job.clean && job.job.id.counter() > self.newest_job, out);
@@ -244,7 +266,7 @@ impl Session {
     pub fn on_share(&mut self, ctx: &Context<'_>, told: Work, out: &mut Vec<u8>) {
         if let Some(learning) = &ctx.settings.learning {
             let weight = told.hashes() as f64 / self.work_now.hashes() as f64;
-            let decision = self.vardiff.on_share(&learning.policy, self.sent, weight as f32, ctx.now_us);
+            let decision = self.vardiff.on_share(&learning.policy.slowed(self.sent_doublings), self.sent, weight as f32, ctx.now_us);
             self.follow(ctx, decision, out);
         }
     }
@@ -256,7 +278,7 @@ impl Session {
                 self.vardiff.skip(ctx.now_us);
                 return;
             }
-            let decision = self.vardiff.on_time(&learning.policy, self.sent, ctx.now_us);
+            let decision = self.vardiff.on_time(&learning.policy.slowed(self.sent_doublings), self.sent, ctx.now_us);
             self.follow(ctx, decision, out);
         }
     }
@@ -265,7 +287,7 @@ impl Session {
         if let Some(difficulty) = decision
             && self.rested(ctx, RETARGET_INTERVAL_US)
         {
-            self.set_difficulty(ctx, difficulty, out);
+            self.set_difficulty(ctx, undoubled(difficulty, self.sent_doublings), out);
         }
     }
 
@@ -285,7 +307,7 @@ impl Session {
             && self.is_authorized()
             && self.vardiff.is_settled()
         {
-            learning.memory.remember(self.first_worker, self.sent);
+            learning.memory.remember(self.first_worker, undoubled(self.sent, self.sent_doublings));
         }
     }
 
@@ -452,12 +474,18 @@ impl Session {
     }
 
     /// What a session would be sent with this job.
-    fn effective(&self, job: &PublishedJob) -> Difficulty {
-        if self.wanted > job.network_difficulty { job.network_difficulty } else { self.wanted }
+    fn effective(&self, ctx: &Context<'_>, job: &PublishedJob) -> Difficulty {
+        let mut difficulty = self.wanted;
+        if self.doublings > 0 {
+            let doubled = self.wanted.get() * f64::from(1_u32 << self.doublings.min(16));
+            let most = ctx.settings.difficulty_max.get().max(self.wanted.get());
+            difficulty = messages::wire_difficulty(doubled.min(most));
+        }
+        if difficulty > job.network_difficulty { job.network_difficulty } else { difficulty }
     }
 
     fn send_job(&mut self, ctx: &Context<'_>, job: &PublishedJob, clean: bool, out: &mut Vec<u8>) {
-        let difficulty = self.effective(job);
+        let difficulty = self.effective(ctx, job);
         let counter = job.job.id.counter();
         let again = counter <= self.newest_job;
         let changed = difficulty != self.sent && !(again && self.newest_sending == u8::MAX);
@@ -505,7 +533,10 @@ impl Session {
             self.first_sending = sending;
             self.grace_until_us = ctx.now_us.saturating_add(ctx.settings.grace_us);
         }
-        self.vardiff.retargeted(self.sent, difficulty);
+        // A doubling for the load moves difficulty and target rate together: to vardiff, which counts against both, that is no change.
+        let doubled = f64::from(1_u32 << self.doublings.min(16)) / f64::from(1_u32 << self.sent_doublings.min(16));
+        self.vardiff.retargeted(Difficulty::clamped(self.sent.get() * doubled), difficulty);
+        self.sent_doublings = self.doublings;
         self.sent = difficulty;
         self.work_now = work;
     }
@@ -605,6 +636,11 @@ impl Session {
         };
         Event::Share(submit, id)
     }
+}
+
+/// A difficulty without the doublings that are in it.
+fn undoubled(difficulty: Difficulty, doublings: u8) -> Difficulty {
+    Difficulty::clamped(difficulty.get() / f64::from(1_u32 << doublings.min(16)))
 }
 
 fn refuse(out: &mut Vec<u8>, id: &IdToken, (code, text): Refusal) -> Event {

@@ -48,6 +48,7 @@ impl Bench {
             submits: vec![submits_rx],
             verdicts: verdicts_tx,
             blocks: blocks_tx,
+            block_bell: BlockBell::silent(),
             jobs: jobs_rx,
             metrics: metrics.clone(),
             nets_running: Arc::new(AtomicUsize::new(1)),

@@ -1072,3 +1072,50 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_doubling_for_the_servers_load_is_sent_with_a_job_and_goes_back_without_a_trace() {
+    let memory = Arc::new(Memory::new(64));
+    let mut table = Table::learning(&memory);
+    table.book.publish(published(1, true));
+    let set = |table: &mut Table, doublings: u8| {
+        let mut out = Vec::new();
+        let ctx = Context { settings: &table.settings, jobs: &table.book, now_us: table.clock.now_us(), peer: None };
+        table.session.set_load(&ctx, doublings, &mut out);
+        String::from_utf8(out).expect("ASCII")
+    };
+    assert_eq!(set(&mut table, 1), "", "before the first job it only changes what will be sent with it");
+    assert_eq!(set(&mut table, 0), "");
+    let mut out = Vec::new();
+    let ctx = Context { settings: &table.settings, jobs: &table.book, now_us: table.clock.now_us(), peer: None };
+    let job = ctx.jobs.newest().expect("published");
+    table.session.notify(&ctx, job, false, &mut out);
+    // A minute at just the target rate: 1024 is right for this miner.
+    for _ in 0..60 {
+        table.clock.advance(1_000_000);
+        assert_eq!(table.accepted("abcd0001"), "");
+    }
+    for (doublings, sending) in [(1_u8, 1_u8), (2, 2), (6, 3)] {
+        let said = set(&mut table, doublings);
+        let lines: Vec<&str> = said.lines().collect();
+        assert_eq!(lines.len(), 2, "{said}");
+        assert_eq!(lines[0], format!("{{\"id\":null,\"method\":\"mining.set_difficulty\",\"params\":[{}]}}", 1024 << doublings));
+        assert!(lines[1].contains(&format!("\"mining.notify\",\"params\":[\"abcd0001{sending:02x}\"")), "{said}");
+        assert_eq!(set(&mut table, doublings), "", "once");
+        // The same miner has a share in 2^doublings seconds now, and vardiff is content with that.
+        for _ in 0..20 {
+            table.clock.advance(1_000_000 << doublings);
+            assert_eq!(table.accepted(&format!("abcd0001{sending:02x}")), "", "{doublings}");
+        }
+    }
+    table.session.remember(&table.settings);
+    assert_eq!(memory.recall(WorkerName::new(b"rig.1").expect("a name").id("otedama")), Some(Difficulty::clamped(1024.0)));
+    assert!(set(&mut table, 0).contains("\"params\":[1024]"));
+    for _ in 0..60 {
+        table.clock.advance(1_000_000);
+        assert_eq!(table.accepted("abcd000104"), "");
+    }
+    // Never more than the operator's or the network's greatest.
+    table.settings.difficulty_max = Difficulty::clamped(3000.0);
+    assert!(set(&mut table, 6).contains("\"params\":[3000]"));
+}
