@@ -5,11 +5,13 @@
 
 use std::fmt::Write as _;
 
+use otedama_pipeline::stages::{DUPLICATE_TABLE_BYTES, DUPLICATE_TABLES, ROOT_CACHE_BYTES};
 use otedama_primitives::{Answer, BlockCandidate, Dimension, Submit, Verdict};
 use otedama_stratum::vardiff::Memory;
 use serde::Serialize;
 
 use crate::config::{Config, Cores, WhenFull};
+use crate::jobs::KEPT_FOR_CANDIDATES;
 
 /// Numbers that the code fixes. All bytes are of one item.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,10 +46,10 @@ pub struct Limits {
     pub job_bytes: u64,
     /// Duplicate tables of a lane, one per job: more than `jobs_live`, as net may be some jobs behind validate.
     pub duplicate_tables: u64,
-    /// Entries of a duplicate table.
-    pub duplicate_entries: u64,
-    /// Bytes of an entry.
-    pub duplicate_entry_bytes: u64,
+    /// Bytes of a duplicate table: its index and its keys.
+    pub duplicate_table_bytes: u64,
+    /// Bytes of a lane's cache of merkle roots.
+    pub root_cache_bytes: u64,
     /// Journal files, preallocated and recycled.
     pub journal_files: u64,
     /// Bytes of a journal file.
@@ -87,9 +89,9 @@ impl Default for Limits {
             validate_chain: 64,
             jobs_live: 8,
             job_bytes: 4 << 10,
-            duplicate_tables: 12,
-            duplicate_entries: 1 << 19,
-            duplicate_entry_bytes: 32,
+            duplicate_tables: DUPLICATE_TABLES as u64,
+            duplicate_table_bytes: DUPLICATE_TABLE_BYTES as u64,
+            root_cache_bytes: ROOT_CACHE_BYTES as u64,
             journal_files: 4,
             journal_file_bytes: 64 << 20,
             seal_row_bytes: 128,
@@ -222,12 +224,20 @@ pub fn bounds(config: &Config, limits: &Limits) -> Vec<Bound> {
     );
     bound("live jobs", limits.jobs_live, limits.job_bytes, Taken::AtStart, "the oldest job ends: its shares are stale (21)");
     bound(
+        "ended jobs",
+        size(KEPT_FOR_CANDIDATES),
+        limits.job_bytes,
+        Taken::AtMost,
+        "the oldest is freed: a block over it that waits in the log is not sent",
+    );
+    bound(
         "duplicate tables",
-        limits.lanes * limits.duplicate_tables * limits.duplicate_entries,
-        limits.duplicate_entry_bytes,
+        limits.lanes * limits.duplicate_tables,
+        limits.duplicate_table_bytes,
         Taken::AtMost,
         "at three quarters chain issues a new job and the oldest ends",
     );
+    bound("merkle roots", limits.lanes, limits.root_cache_bytes, Taken::AtStart, "a new root takes an old one's place");
     bound(
         "latency histograms",
         limits.nets * limits.histograms_per_net + 1,
@@ -343,7 +353,7 @@ mod tests {
         names.sort_unstable();
         names.dedup();
         assert_eq!(names.len(), all.len());
-        assert_eq!(find(&all, "duplicate tables").bytes, 12 * (1 << 19) * 32);
+        assert_eq!(find(&all, "duplicate tables").bytes, 12 * ((1 << 20) * 8 + (1 << 19) * 24));
         assert_eq!(find(&all, "ring net_validate").bytes, (1 << 14) * 64);
         assert_eq!(find(&all, "ring log_net").bytes, (1 << 15) * 8);
         assert_eq!(find(&all, "connections").count, 10_000);

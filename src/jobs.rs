@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// Jobs live at once on the share path: the ninth ends the oldest.
 const LIVE_MAX: usize = 8;
 /// Jobs whose tables are kept for candidates that come by way of the log.
-const KEPT_FOR_CANDIDATES: usize = 1024;
+pub const KEPT_FOR_CANDIDATES: usize = 1024;
 
 /// A job in the two forms in which stages hold it.
 type Pair = (Arc<ValidatedJob>, Arc<PublishedJob>);

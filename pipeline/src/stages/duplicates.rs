@@ -3,7 +3,7 @@
 //! A table is an index of 8-byte slots, looked up at random, and the keys themselves, appended one after the other. A share that is new reads one slot, most
 //! often, and never a key; a slot says which job it belongs to, so a table changes hands without being cleared.
 //! Refused after a trial on 12 cold tables: keys in the index itself, which reads and dirties twice the memory at random, and plain loads in the place of the
-//! prefetch, each of which costs about twice as much. `benches stage` measures the stage with its tables.
+//! prefetch; both were slower. `benches stage` measures the stage with its tables.
 use otedama_kernels::prefetch::prefetch;
 use otedama_primitives::Submit;
 

@@ -10,4 +10,5 @@ pub use duplicates::{DUPLICATE_ENTRIES, DUPLICATE_PRESSURE, DUPLICATE_TABLE_BYTE
 pub use log::{Append, JournalEnd, Log, LogPorts};
 pub use net::{Histograms, IN_FLIGHT, Net, NetPorts, NetSettings};
 pub use overload::DOUBLINGS_MAX;
+pub use roots::ROOT_CACHE_BYTES;
 pub use validate::{BlockBell, Validate, ValidatePorts, ValidatedJob};

@@ -9,6 +9,8 @@ use otedama_primitives::Submit;
 
 /// Roots held: 16384, 1 MiB. A root falls out when another takes its place.
 const PLACES: usize = 1 << 14;
+/// Bytes of a cache.
+pub const ROOT_CACHE_BYTES: usize = PLACES * size_of::<Known>();
 /// Look-ups after which the hits among them decide whether the cache stays awake.
 const WINDOW_LOOKUPS: u64 = 1024;
 /// One hit in so many look-ups keeps it awake.
@@ -186,6 +188,20 @@ mod tests {
             next % 40
         });
         assert_eq!(passes(&mut cache, 100, || 7), 100);
+    }
+
+    #[test]
+    fn a_root_at_this_place_is_of_this_share_or_of_none() {
+        let mut cache = RootCache::new(9);
+        let kept = share(1, 2, 3);
+        for place in [0, 77, PLACES - 1] {
+            cache.keep(place, &kept, [5; 8]);
+            assert_eq!(cache.root(place, &kept), Some([5; 8]));
+            for other in [share(2, 2, 3), share(1, 3, 3), share(1, 2, 4), share(1, 2, 3 | 1 << 63)] {
+                assert_eq!(cache.root(place, &other), None, "{other:?}");
+                assert!(!cache.look_up(place, &other));
+            }
+        }
     }
 
     proptest! {

@@ -232,12 +232,12 @@ impl Validate {
         }
         let looks_for_roots = self.roots.begin_pass();
         self.prefetch(count, looks_for_roots);
-        self.sort(count, looks_for_roots);
-        // Known roots first: what the others make may take their places.
-        for bucket in 0..BUCKETS {
-            if self.bucket_len[bucket] > 0 {
-                self.hash_bucket(bucket, looks_for_roots);
-            }
+        if !self.hash(count, looks_for_roots) {
+            // Nothing that the kernel made is trusted any more: no batch of this pass, and no root that it left. Where the portable kernel were wrong too, the
+            // lanes that were recomputed would still stand as the scalar kernel has them.
+            self.kernel = Kernel::of(Isa::Portable);
+            self.roots.forget();
+            self.hash(count, false);
         }
         let blocks_before = self.counts.block_found;
         for at in 0..count {
@@ -270,6 +270,20 @@ impl Validate {
         }
     }
 
+    /// Everything of a pass that needs no memory of the shares before it but the tables: what each share would be, were it alone. False when a recomputed
+    /// share was not as the kernel had it.
+    fn hash(&mut self, count: usize, looks_for_roots: bool) -> bool {
+        self.sort(count, looks_for_roots);
+        // Known roots first: what the others make may take their places.
+        let mut agreed = true;
+        for bucket in 0..BUCKETS {
+            if self.bucket_len[bucket] > 0 {
+                agreed &= self.hash_bucket(bucket, looks_for_roots);
+            }
+        }
+        agreed
+    }
+
     /// Refuses what needs no hash and sorts the rest into buckets.
     fn sort(&mut self, count: usize, looks_for_roots: bool) {
         self.bucket_len = [0; BUCKETS];
@@ -294,7 +308,7 @@ impl Validate {
         }
     }
 
-    fn hash_bucket(&mut self, bucket: usize, keeps_roots: bool) {
+    fn hash_bucket(&mut self, bucket: usize, keeps_roots: bool) -> bool {
         let known_roots = bucket < DUPLICATE_TABLES;
         // Taken out for the while, so that no reference is counted per batch.
         let index = bucket % DUPLICATE_TABLES;
@@ -302,20 +316,22 @@ impl Validate {
             unreachable!("a share is put into a bucket only with its job at hand");
         };
         let mut from = 0;
+        let mut agreed = true;
         while from < self.bucket_len[bucket] {
             let count = BATCH.min(self.bucket_len[bucket] - from);
             let mut lanes = [0u16; BATCH];
             lanes[..count].copy_from_slice(&self.buckets[bucket][from..from + count]);
-            self.hash_batch(&job, &lanes[..count], known_roots);
+            agreed &= self.hash_batch(&job, &lanes[..count], known_roots);
             if keeps_roots && !known_roots {
                 self.keep_roots(&lanes[..count]);
             }
             from += count;
         }
         self.jobs[index] = Some(job);
+        agreed
     }
 
-    fn hash_batch(&mut self, job: &ValidatedJob, lanes: &[u16], known_roots: bool) {
+    fn hash_batch(&mut self, job: &ValidatedJob, lanes: &[u16], known_roots: bool) -> bool {
         for (lane, &at) in lanes.iter().enumerate() {
             let submit = &self.taken[usize::from(at)];
             self.batch.extranonce[lane] = job.extranonce(submit.extranonce1, submit.extranonce2);
@@ -332,13 +348,7 @@ impl Validate {
         }
         self.counts.batch_hashed += 1;
         self.counts.share_hashed += lanes.len() as u64;
-        if !self.crosscheck(job, lanes) {
-            // Nothing that the kernel made is trusted any more: not this batch, not the roots it left.
-            self.kernel = Kernel::of(Isa::Portable);
-            self.roots.forget();
-            (self.kernel.judge)(self.kernel.isa, &job.table, &self.batch, &mut self.judged);
-            self.crosscheck(job, lanes);
-        }
+        let agreed = self.crosscheck(job, lanes);
         for (lane, &at) in lanes.iter().enumerate() {
             let verdict = &mut self.found[usize::from(at)];
             verdict.coin = job.coin;
@@ -353,6 +363,7 @@ impl Validate {
                 verdict.flags |= flags::BLOCK;
             }
         }
+        agreed
     }
 
     /// Puts the known roots where the kernel reads them; false when one has gone since it was looked up.

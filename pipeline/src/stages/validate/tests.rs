@@ -110,68 +110,184 @@ fn a_block_that_the_scalar_kernel_refutes_is_not_handed_on() {
     let verdicts = bench.pass(&(0..40).map(|nonce| share(1, 1, nonce, HOPELESS)).collect::<Vec<_>>());
     assert_eq!(bench.blocks.available(), 0);
     assert!(verdicts.iter().all(|verdict| verdict.status == ShareStatus::LowDifficulty as u8 && verdict.flags == 0));
-    // The first batch was full and all of it was refuted; the second was the portable kernel's.
-    assert_eq!(bench.count(|metrics| &metrics.kernel_disagreed), 32);
+    // Every share of the pass was refuted; after it the kernel is the portable one.
+    assert_eq!(bench.count(|metrics| &metrics.kernel_disagreed), 40);
+    bench.pass(&(40..80).map(|nonce| share(1, 1, nonce, HOPELESS)).collect::<Vec<_>>());
+    assert_eq!(bench.count(|metrics| &metrics.kernel_disagreed), 40);
     assert_eq!(bench.count(|metrics| &metrics.block_found), 0);
     assert_eq!(bench.lane.tables[1].used(), 0);
 }
 
 #[test]
-fn a_kernel_that_hashes_wrongly_is_found_out_and_left() {
+fn a_kernel_that_hashes_one_lane_wrongly_is_found_out_when_that_lane_has_its_turn() {
+    /// Wrong in the lane that stands in the version: neither the difficulty nor a mask shows it.
     fn flips_a_bit(_: Isa, job: &JobTable, batch: &ShareBatch, judged: &mut Judged) {
         judge(Isa::Portable, job, batch, judged);
-        // Neither the difficulty nor a mask shows it.
-        judged.hash[0].iter_mut().for_each(|word| *word ^= 1);
+        judged.hash[0][(batch.version[0] & 31) as usize] ^= 1;
     }
-    let mut bench = Bench::new(Kernel { isa: Isa::Portable, judge: flips_a_bit, judge_headers: flips_a_bit });
+    let wrong_kernel = Kernel { isa: Isa::Portable, judge: flips_a_bit, judge_headers: flips_a_bit };
+    let mut bench = Bench::new(wrong_kernel);
     bench.publish(job(1, 0x1d00_ffff, 8));
-    for pass in 0..20u32 {
-        bench.pass(&(0..256).map(|nonce| share(1, 1, pass * 256 + nonce, HOPELESS)).collect::<Vec<_>>());
+    let mut before = (0, 0);
+    for wrong in 0..BATCH as u32 {
+        for turn in [0, 1, 15, 16, 30, 31, wrong] {
+            bench.lane.kernel = wrong_kernel;
+            // Of the second batch of the pass.
+            bench.lane.crosscheck_in = (BATCH as u32 + turn).into();
+            let shares: Vec<_> = (0..70).map(|nonce| Submit { version: 0x2000_0000 | wrong, ..share(1, 1, nonce, HOPELESS) }).collect();
+            bench.pass(&shares);
+            let now = (bench.count(|metrics| &metrics.kernel_disagreed), bench.count(|metrics| &metrics.share_crosschecked));
+            assert_eq!((now.0 - before.0, now.1 - before.1), (u64::from(wrong == turn), 1), "lane {wrong}, turn of {turn}");
+            before = now;
+        }
     }
-    assert_eq!(bench.count(|metrics| &metrics.kernel_disagreed), 1);
-    assert!(bench.count(|metrics| &metrics.share_crosschecked) >= 1);
+}
+
+/// Two passes over one extranonce, so that the second finds the roots of the first, with what the portable kernel makes of them.
+struct Twice {
+    first: Vec<Submit>,
+    second: Vec<Submit>,
+    right: Vec<Vec<Verdict>>,
+    candidates: Vec<BlockCandidate>,
+}
+
+impl Twice {
+    fn new(nbits: u32, work: u64) -> Self {
+        let shares = |nonces: std::ops::Range<u32>| nonces.map(|nonce| share(1, 1, nonce, work)).collect::<Vec<_>>();
+        let (first, second) = (shares(0..256), shares(256..512));
+        let mut bench = Bench::new(Kernel::of(Isa::Portable));
+        bench.publish(job(1, nbits, 8));
+        let right = vec![bench.pass(&first), bench.pass(&second)];
+        Self { first, second, right, candidates: std::iter::from_fn(|| bench.blocks.pop()).collect() }
+    }
 }
 
 #[test]
-fn after_a_disagreement_the_whole_batch_is_judged_anew_and_no_root_is_trusted() {
+fn after_a_disagreement_the_whole_pass_is_judged_anew() {
+    /// Sees no block, and turns every other verdict round.
+    fn turns_verdicts_round(_: Isa, job: &JobTable, batch: &ShareBatch, judged: &mut Judged) {
+        judge(Isa::Portable, job, batch, judged);
+        judged.network_mask = 0;
+        judged.share_mask = !judged.share_mask & u32::MAX >> (32 - batch.count);
+        judged.hash[7].iter_mut().for_each(|word| *word ^= 1);
+    }
+    let twice = Twice::new(REGTEST, 2);
+    let mut bench = Bench::new(Kernel { isa: Isa::Portable, judge: turns_verdicts_round, judge_headers: turns_verdicts_round });
+    bench.publish(job(1, REGTEST, 8));
+    // The last share of the pass has its turn: seven batches have been judged wrongly by then, and not one block was seen.
+    bench.lane.crosscheck_in = 255;
+    assert_eq!(bench.pass(&twice.first), twice.right[0]);
+    assert_eq!(bench.count(|metrics| &metrics.kernel_disagreed), 1);
+    assert_eq!(bench.pass(&twice.second), twice.right[1]);
+    // A candidate has the hash of its own share, though nobody saw it the first time.
+    assert_eq!(std::iter::from_fn(|| bench.blocks.pop()).collect::<Vec<_>>(), twice.candidates);
+    assert!(twice.candidates.len() > 100);
+}
+
+#[test]
+fn after_a_disagreement_no_root_is_trusted() {
     fn makes_wrong_roots(_: Isa, job: &JobTable, batch: &ShareBatch, judged: &mut Judged) {
         judge(Isa::Portable, job, batch, judged);
         judged.root[0].iter_mut().for_each(|word| *word ^= 1);
     }
-    let kernel = Kernel { isa: Isa::Portable, judge: makes_wrong_roots, judge_headers };
-    let mut bench = Bench::new(kernel);
-    // Every second hash is a block: over a wrong root one of a batch soon is one that is none.
-    bench.publish(job(1, REGTEST, 8));
-    let first = bench.pass(&(0..256).map(|nonce| share(1, 1, nonce, 2)).collect::<Vec<_>>());
+    /// As the one before, and found out at once.
+    fn makes_wrong_hashes_too(isa: Isa, job: &JobTable, batch: &ShareBatch, judged: &mut Judged) {
+        makes_wrong_roots(isa, job, batch, judged);
+        judged.hash[0].iter_mut().for_each(|word| *word ^= 1);
+    }
+    // No block shows a wrong root here: what the cache has left would stand.
+    let twice = Twice::new(0x1d00_ffff, 2);
+    let mut bench = Bench::new(Kernel { isa: Isa::Portable, judge: makes_wrong_roots, judge_headers });
+    bench.publish(job(1, 0x1d00_ffff, 8));
+    assert_eq!(bench.pass(&twice.first), twice.right[0]);
     assert_eq!(bench.count(|metrics| &metrics.kernel_disagreed), 0, "the hashes of the first pass are right, its roots are not");
-    let second: Vec<_> = (256..512).map(|nonce| share(1, 1, nonce, 2)).collect();
-    let verdicts = bench.pass(&second);
-    assert!(bench.count(|metrics| &metrics.root_hit) > 0);
-    assert!(bench.count(|metrics| &metrics.kernel_disagreed) > 0);
-    let mut right = Bench::new(Kernel::of(Isa::Portable));
-    right.publish(job(1, REGTEST, 8));
-    assert_eq!(right.pass(&(0..256).map(|nonce| share(1, 1, nonce, 2)).collect::<Vec<_>>()), first);
-    assert_eq!(right.pass(&second), verdicts);
+    bench.lane.kernel.judge = makes_wrong_hashes_too;
+    bench.lane.crosscheck_in = 0;
+    // Another extranonce: the roots of the first pass are not asked for.
+    bench.pass(&[share(1, 9, 1, HOPELESS)]);
+    assert_eq!(bench.count(|metrics| &metrics.kernel_disagreed), 1);
+    assert_eq!(bench.pass(&twice.second), twice.right[1]);
 }
 
 #[test]
-fn one_share_in_4096_is_recomputed_whatever_its_lane() {
-    let mut bench = Bench::new(Kernel::of(Isa::Portable));
-    bench.publish(job(1, 0x1d00_ffff, 8));
-    let mut lanes = HashSet::new();
-    let mut before = 0;
-    let passes = 16 * 40u32;
-    for pass in 0..passes {
-        let lane = bench.lane.crosscheck_in % BATCH as u64;
-        bench.pass(&(0..256).map(|nonce| share(1, 1, pass * 256 + nonce, HOPELESS)).collect::<Vec<_>>());
-        let now = bench.count(|metrics| &metrics.share_crosschecked);
-        if now > before {
-            lanes.insert(lane);
-            before = now;
+fn a_recomputed_lane_stands_as_the_scalar_kernel_has_it() {
+    for lane in 0..BATCH {
+        for (met, block) in [(false, false), (true, false), (true, true)] {
+            let mut judged = Judged::default();
+            judged.share_mask = 0x5555_5555;
+            judged.network_mask = 0x3333_3333;
+            let hash = Hash256(std::array::from_fn(|byte| (byte * 7 + lane) as u8));
+            correct(&mut judged, lane, &hash, met, block);
+            assert_eq!(judged.hash_of(lane), hash);
+            assert_eq!((judged.share_mask >> lane & 1 == 1, judged.network_mask >> lane & 1 == 1), (met, block));
+            let others = !(1u32 << lane);
+            assert_eq!((judged.share_mask & others, judged.network_mask & others), (0x5555_5555 & others, 0x3333_3333 & others));
         }
     }
-    assert!((38..=42).contains(&before), "{before} in 40 x 4096");
-    assert!(lanes.len() > 10, "{lanes:?}");
+}
+
+#[test]
+fn a_block_goes_to_chain_though_its_duplicate_table_is_full() {
+    let mut bench = Bench::new(Kernel::of(Isa::Portable));
+    let easy = job(1, REGTEST, 8);
+    bench.publish(easy.clone());
+    bench.lane.step();
+    let table = &mut bench.lane.tables[1];
+    let mut filler = 0;
+    loop {
+        let other = share(1, filler, 1 << 20, 1);
+        if table.insert(&other, table.hash(&other)) == Inserted::Full {
+            break;
+        }
+        filler += 1;
+    }
+    let shares: Vec<_> = (0..64).map(|nonce| share(1, 1 << 40, nonce, 1)).collect();
+    let verdicts = bench.pass(&shares);
+    let mut blocks = 0;
+    for (submit, verdict) in shares.iter().zip(&verdicts) {
+        assert_eq!(verdict.status, ShareStatus::Overload as u8);
+        let hash = easy.hash(submit.extranonce1, submit.extranonce2, submit.version, submit.ntime, submit.nonce);
+        let block = easy.network_target.is_met_by(&hash);
+        assert_eq!(verdict.flags, if block { flags::BLOCK } else { 0 });
+        if block {
+            blocks += 1;
+            assert_eq!(bench.blocks.pop().map(|candidate| candidate.hash), Some(hash));
+        }
+    }
+    assert!(blocks > 10, "{blocks} of 64 hashes");
+}
+
+#[test]
+fn a_block_that_the_ring_to_chain_has_no_room_for_is_flagged_in_its_row() {
+    let mut bench = Bench::new(Kernel::of(Isa::Portable));
+    let (blocks_tx, blocks, _) = ring("validate_chain", 4, Full::Flag);
+    bench.lane.ports.blocks = blocks_tx;
+    bench.blocks = blocks;
+    bench.publish(job(1, REGTEST, 8));
+    let verdicts = bench.pass(&(0..64).map(|nonce| share(1, 1, nonce, 1)).collect::<Vec<_>>());
+    let of_blocks: Vec<_> = verdicts.iter().filter(|verdict| verdict.flags & flags::BLOCK != 0).collect();
+    let handed_on = bench.blocks.available();
+    assert!(handed_on >= 4 && of_blocks.len() > handed_on, "{handed_on} of {}", of_blocks.len());
+    // In ring order: those that found room, then those that did not. Every other row is without the flag.
+    let flagged: Vec<_> = of_blocks.iter().map(|verdict| verdict.flags & flags::FROM_LOG != 0).collect();
+    assert_eq!(flagged, (0..of_blocks.len()).map(|at| at >= handed_on).collect::<Vec<_>>());
+    assert!(verdicts.iter().all(|verdict| verdict.flags & flags::BLOCK != 0 || verdict.flags & flags::FROM_LOG == 0));
+    assert_eq!(bench.count(|metrics| &metrics.block_flagged), (of_blocks.len() - handed_on) as u64);
+}
+
+#[test]
+fn one_share_in_4096_is_recomputed_in_every_lane() {
+    let mut bench = Bench::new(Kernel::of(Isa::Portable));
+    bench.publish(job(1, 0x1d00_ffff, 8));
+    let mut turns = HashSet::new();
+    for pass in 0..16 * 40u32 {
+        // The lane in whose turn the next recomputed share will be, once the passes before it have gone by.
+        turns.insert(bench.lane.crosscheck_in % BATCH as u64);
+        bench.pass(&(0..256).map(|nonce| share(1, 1, pass * 256 + nonce, HOPELESS)).collect::<Vec<_>>());
+    }
+    let checked = bench.count(|metrics| &metrics.share_crosschecked);
+    assert!((38..=42).contains(&checked), "{checked} in 40 x 4096");
+    assert!(turns.len() > 10, "{turns:?}");
     assert_eq!(bench.count(|metrics| &metrics.kernel_disagreed), 0);
 }
 
