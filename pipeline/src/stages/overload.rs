@@ -334,9 +334,9 @@ mod tests {
         assert_eq!(after[17], (2, true), "one a walk, up to what the measures say");
         assert!(after.iter().enumerate().all(|(at, state)| at == 17 || *state == (0, true)));
         // Where all are alike all are the busiest.
-        assert!(walk(&vec![busy; 10], measures, 4).iter().all(|state| *state == (2, true)));
+        assert!(walk(&[busy; 10], measures, 4).iter().all(|state| *state == (2, true)));
         // Nobody who says nothing is.
-        assert!(walk(&vec![Heard::default(); 10], measures, 4).iter().all(|state| *state == (0, true)));
+        assert!(walk(&[Heard::default(); 10], measures, 4).iter().all(|state| *state == (0, true)));
     }
 
     #[test]

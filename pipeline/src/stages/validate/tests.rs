@@ -213,9 +213,7 @@ fn after_a_disagreement_no_root_is_trusted() {
 fn a_recomputed_lane_stands_as_the_scalar_kernel_has_it() {
     for lane in 0..BATCH {
         for (met, block) in [(false, false), (true, false), (true, true)] {
-            let mut judged = Judged::default();
-            judged.share_mask = 0x5555_5555;
-            judged.network_mask = 0x3333_3333;
+            let mut judged = Judged { share_mask: 0x5555_5555, network_mask: 0x3333_3333, ..Judged::default() };
             let hash = Hash256(std::array::from_fn(|byte| (byte * 7 + lane) as u8));
             correct(&mut judged, lane, &hash, met, block);
             assert_eq!(judged.hash_of(lane), hash);
