@@ -27,7 +27,7 @@ FROM
         maxIf(sequence, before_day) AS sequence_before,
         minIf(sequence, after_day) AS sequence_after,
         sumIf(segment_rows, of_day) AS rows_sealed,
-        toString(sumIf(segment_work, of_day)) AS work_sealed
+        sumIf(segment_work, of_day) AS work_sealed
     FROM
     (
         SELECT
@@ -35,7 +35,7 @@ FROM
             intDiv(seg, 4294967296) AS directory,
             bitAnd(seg, 4294967295) AS sequence,
             rows AS segment_rows,
-            work AS segment_work,
+            toDecimal128(work, 0) AS segment_work,
             time >= {day:DateTime} AND time < {day:DateTime} + 86400 AS of_day,
             time < {day:DateTime} AS before_day,
             time >= {day:DateTime} + 86400 AS after_day
@@ -46,7 +46,7 @@ FROM
 ) AS counted
 ANY LEFT JOIN
 (
-    SELECT instance, intDiv(seg, 4294967296) AS directory, count() AS rows_here, toString(sum(toDecimal128(work, 0))) AS work_here
+    SELECT instance, intDiv(seg, 4294967296) AS directory, count() AS rows_here, sum(toDecimal128(work, 0)) AS work_here
     FROM shares
     WHERE time >= {day:DateTime} AND time < {day:DateTime} + 86400
     GROUP BY instance, directory

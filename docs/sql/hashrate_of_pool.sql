@@ -7,7 +7,7 @@
 SELECT
     toDateTime(toUInt32(intDiv(toUInt32(minute), {step_s:UInt64}) * {step_s:UInt64}), 'UTC') AS step,
     sum(shares) AS shares_accepted,
-    toString(sum(work)) AS hashes,
+    sum(work) AS hashes,
     round(sum(toFloat64(work)) / {step_s:UInt64} / 1e12, 3) AS th_per_s
 FROM pool_minute
 WHERE status = 'accepted' AND minute >= {since:DateTime} AND minute < {until:DateTime}

@@ -13,7 +13,7 @@ FROM
         SELECT groupArray(worker) AS all_workers, groupArray(worker_hashes) AS all_hashes, groupArray(worker_near) AS all_near, sum(worker_near) AS total
         FROM
         (
-            SELECT worker, toString(sum(work)) AS worker_hashes, sum(toFloat64(work)) AS worker_near
+            SELECT worker, sum(toDecimal128(work, 0)) AS worker_hashes, sum(toFloat64(work)) AS worker_near
             FROM worker_minute
             WHERE status = 'accepted' AND minute < {until:DateTime} AND toUInt32(minute) >=
             (

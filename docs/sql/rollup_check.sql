@@ -8,25 +8,25 @@ SELECT
     hour,
     maxIf(submits, source = 'shares') AS shares_rows,
     maxIf(hashes, source = 'shares') AS shares_hashes,
-    count() = 4 AND uniqExact(submits, hashes) = 1 AS agree
+    count() = 4 AND min(submits) = max(submits) AND min(hashes) = max(hashes) AS agree
 FROM
 (
-    SELECT 'shares' AS source, toStartOfHour(time, 'UTC') AS hour, count() AS submits, toString(sum(toDecimal128(work, 0))) AS hashes
+    SELECT 'shares' AS source, toStartOfHour(time, 'UTC') AS hour, count() AS submits, sum(toDecimal128(work, 0)) AS hashes
     FROM shares
     WHERE time >= {since:DateTime} AND time < {until:DateTime}
     GROUP BY hour
     UNION ALL
-    SELECT 'worker_minute' AS source, toStartOfHour(minute, 'UTC') AS hour, sum(shares) AS submits, toString(sum(work)) AS hashes
+    SELECT 'worker_minute' AS source, toStartOfHour(minute, 'UTC') AS hour, sum(shares) AS submits, sum(toDecimal128(work, 0)) AS hashes
     FROM worker_minute
     WHERE minute >= {since:DateTime} AND minute < {until:DateTime}
     GROUP BY hour
     UNION ALL
-    SELECT 'worker_hour' AS source, toStartOfHour(hour, 'UTC') AS hour, sum(shares) AS submits, toString(sum(work)) AS hashes
+    SELECT 'worker_hour' AS source, toStartOfHour(hour, 'UTC') AS hour, sum(shares) AS submits, sum(toDecimal128(work, 0)) AS hashes
     FROM worker_hour
     WHERE hour >= {since:DateTime} AND hour < {until:DateTime}
     GROUP BY hour
     UNION ALL
-    SELECT 'pool_minute' AS source, toStartOfHour(minute, 'UTC') AS hour, sum(shares) AS submits, toString(sum(work)) AS hashes
+    SELECT 'pool_minute' AS source, toStartOfHour(minute, 'UTC') AS hour, sum(shares) AS submits, sum(toDecimal128(work, 0)) AS hashes
     FROM pool_minute
     WHERE minute >= {since:DateTime} AND minute < {until:DateTime}
     GROUP BY hour

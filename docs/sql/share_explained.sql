@@ -31,7 +31,7 @@ FROM
                 (
                     SELECT
                         seg, seq, time AS arrived, us AS arrived_us, latency_us, instance, session, worker, job, toString(status) AS verdict, flags, toString(work) AS hashes,
-                        round(toFloat64(work) * 65535 / exp2(48), 6) AS difficulty, share_difficulty, nonce, ntime, version, extranonce2,
+                        toFloat64(work) * 65535 / exp2(48) AS difficulty, share_difficulty, nonce, ntime, version, extranonce2,
                         toUInt32(intDiv(session, 4294967296)) AS run
                     FROM shares
                     WHERE seg = {seg:UInt64} AND seq = {seq:UInt64}

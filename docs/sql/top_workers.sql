@@ -10,7 +10,7 @@ FROM
     SELECT
         worker,
         sum(shares) AS shares_accepted,
-        toString(sum(work)) AS hashes,
+        sum(work) AS hashes,
         sum(toFloat64(work)) AS hashes_near,
         round(100 * hashes_near / (SELECT sum(toFloat64(work)) FROM pool_minute WHERE status = 'accepted' AND minute >= {since:DateTime} AND minute < {until:DateTime}), 3) AS pool_percent
     FROM worker_minute
