@@ -112,6 +112,15 @@ enum Commands {
         /// For servers before 24.8.
         #[arg(long)]
         legacy: bool,
+        /// Prints what makes a user of this name, who may only read, within limits; the password is taken from OTEDAMA_READER_PASSWORD.
+        #[arg(long, value_name = "NAME", conflicts_with = "from")]
+        reader: Option<String>,
+        /// Prints what leads from this older version of the schema to today's.
+        #[arg(long, value_name = "VERSION", value_parser = clap::value_parser!(u32).range(1..=i64::from(schema::VERSION)))]
+        from: Option<u32>,
+        /// Days that rows of shares are kept; 0 for ever. The roll-ups stay.
+        #[arg(long, value_name = "DAYS", default_value_t = schema::KEEP_DAYS)]
+        keep_days: u32,
         #[command(flatten)]
         config: ConfigArg,
     },
@@ -262,13 +271,18 @@ fn run(command: Commands, started: Instant) -> Result<u8, Failure> {
         Commands::Top { config, url, once, json } => show_top(&config, url.as_deref(), once, json),
         Commands::Shares(args) => shares(&args),
         Commands::Sql { statement, config } => sql(&statement, &load(&config)?),
-        Commands::Schema { single: _, cluster, legacy, config } => {
+        Commands::Schema { single: _, cluster, legacy, reader, from, keep_days, config } => {
             let flavour = match (cluster, legacy) {
                 (Some(name), _) => Flavour::Cluster(name),
                 (None, true) => Flavour::Legacy,
                 (None, false) => Flavour::Single,
             };
-            print(&schema::script(&flavour, &load(&config)?.clickhouse.database))?;
+            let database = load(&config)?.clickhouse.database;
+            print(&match (reader, from) {
+                (Some(name), _) => schema_reader(&flavour, &database, &name)?,
+                (None, Some(from)) => schema::script_from(&flavour, &database, from, keep_days),
+                (None, None) => schema::script(&flavour, &database, keep_days),
+            })?;
             Ok(0)
         }
         Commands::Log(LogCommand::Inspect(log)) => {
@@ -432,6 +446,17 @@ fn verify(dir: &Path, ledger: Option<&Path>, json: bool) -> Result<u8, Failure> 
         print(&text)?;
     }
     Ok(u8::from(!report.is_clean()))
+}
+
+fn schema_reader(flavour: &Flavour, database: &str, name: &str) -> Result<String, Failure> {
+    if !schema::is_user_name(name) {
+        return Err(Failure::usage(format!("--reader {name:?}: write 1 to 64 letters, digits and underscores, not first a digit")));
+    }
+    // Not an argument: those are seen by everybody on the machine.
+    match std::env::var("OTEDAMA_READER_PASSWORD") {
+        Ok(password) if !password.is_empty() => Ok(schema::reader(flavour, database, name, &password)),
+        _ => Err(Failure::usage("--reader wants the user's password in OTEDAMA_READER_PASSWORD; it is written as its SHA-256 alone")),
+    }
 }
 
 fn event_loop() -> Result<tokio::runtime::Runtime, Failure> {

@@ -38,6 +38,8 @@ pub struct ShipperSettings {
     pub password: String,
     /// `[clickhouse] create_tables`: make what is missing.
     pub create_tables: bool,
+    /// Days that rows of `shares` stay where the tables are made here; 0 for ever.
+    pub keep_days: u32,
     /// `[clickhouse] inserts_in_flight`, 1 to 8; servers without tokens always get one at a time.
     pub inserts_in_flight: usize,
     /// `[pool] name`, the first part of every insert's identity.
@@ -59,6 +61,7 @@ impl ShipperSettings {
             user: String::new(),
             password: String::new(),
             create_tables: true,
+            keep_days: schema::KEEP_DAYS,
             inserts_in_flight: 1,
             pool: "otedama".to_owned(),
             instance: 0,

@@ -1,6 +1,6 @@
 //! What the server is and whether shipping to it can be exact: version, tables, columns, deduplication windows.
 use crate::ShipperSettings;
-use crate::schema::{self, Flavour, SHARES, TABLES, literal};
+use crate::schema::{self, Flavour, SHARES, TABLES, identifier, literal};
 use crate::sink::{Sink, SinkError};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -25,7 +25,11 @@ pub struct Server {
     pub method: Method,
     /// The table that segments go to: `shares`, or `shares_local` in a cluster.
     pub shares: &'static str,
+    /// True when that table is replicated.
+    pub replicated: bool,
 }
+
+const SHARES_LOCAL: &str = "shares_local";
 
 /// Parses `26.7.2.1` or `18.16.1`.
 pub fn parse_version(text: &str) -> Option<(u32, u32)> {
@@ -63,8 +67,7 @@ pub async fn probe<S: Sink>(sink: &S, settings: &ShipperSettings) -> Result<Serv
                 if method == Method::Tokens { "" } else { " --legacy" }
             )));
         }
-        let flavour = if method == Method::Tokens { Flavour::Single } else { Flavour::Legacy };
-        for statement in schema::ddl(&flavour, &settings.database) {
+        for statement in schema::ddl(&flavour_of(&tables, method), &settings.database, settings.keep_days) {
             sink.query(&statement).await?;
         }
         tables = self::tables(sink, settings).await?;
@@ -72,12 +75,45 @@ pub async fn probe<S: Sink>(sink: &S, settings: &ShipperSettings) -> Result<Serv
             return Err(SinkError::Mismatch(format!("database {} still lacks {table} after its DDL was run", settings.database)));
         }
     }
-    let shares = if tables.contains_key("shares_local") { "shares_local" } else { SHARES.name };
+    let flavour = flavour_of(&tables, method);
+    let schema = schema_version(sink, settings, &tables).await?;
+    if settings.create_tables {
+        for statement in schema::migration(&flavour, &settings.database, schema) {
+            sink.query(&statement).await?;
+        }
+    }
+    let shares = if tables.contains_key(SHARES_LOCAL) { SHARES_LOCAL } else { SHARES.name };
     check_columns(sink, settings, shares).await?;
     if method == Method::Tokens {
         check_windows(sink, settings, shares).await?;
     }
-    Ok(Server { version, method, shares })
+    // A replica may lag behind the one that acknowledged, and the others have what one of them loses.
+    let replicated = tables.get(shares).is_some_and(|engine| engine.starts_with("Replicated") || engine.starts_with("Shared"));
+    Ok(Server { version, method, shares, replicated })
+}
+
+/// What the tables that are there, if any, were made for.
+fn flavour_of(tables: &BTreeMap<String, String>, method: Method) -> Flavour {
+    // Distributed('farm', 'otedama', 'shares_local', ...)
+    let cluster = tables
+        .get(SHARES.name)
+        .and_then(|engine| unescaped(engine).strip_prefix("Distributed(").map(str::to_owned))
+        .and_then(|arguments| Some(arguments.split([',', ')']).next()?.trim().trim_matches(['\'', '`', '"']).to_owned()));
+    match (method, cluster) {
+        (Method::Tokens, Some(cluster)) if tables.contains_key(SHARES_LOCAL) => Flavour::Cluster(cluster),
+        (Method::Tokens, _) => Flavour::Single,
+        (Method::QueryIds, _) => Flavour::Legacy,
+    }
+}
+
+/// Version of the schema that the database has: what its view says, or 1, which had none.
+async fn schema_version<S: Sink>(sink: &S, settings: &ShipperSettings, tables: &BTreeMap<String, String>) -> Result<u32, SinkError> {
+    if !tables.contains_key(schema::VERSION_VIEW) {
+        return Ok(1);
+    }
+    let view = format!("{}.{}", identifier(&settings.database), identifier(schema::VERSION_VIEW));
+    let text = sink.query(&format!("SELECT max(version) FROM {view} FORMAT TabSeparated")).await?;
+    text.trim().parse().map_err(|_| SinkError::Mismatch(format!("{view} answers {text:?} where the version of the schema should stand")))
 }
 
 /// Engine with its arguments by table name.
@@ -112,7 +148,7 @@ async fn check_columns<S: Sink>(sink: &S, settings: &ShipperSettings, shares: &s
         return Ok(());
     }
     Err(SinkError::Mismatch(format!(
-        "the tables of database {} are not what this release ships: {}; compare with `otedama schema`, then ALTER or rename them",
+        "the tables of database {} are not what this release ships: {}; compare with `otedama schema` (`--from N` prints what leads there from an older version), then ALTER or rename them",
         settings.database,
         wrong.join("; ")
     )))
@@ -211,6 +247,22 @@ mod tests {
             assert_eq!(parse_version(text), None, "{text}");
         }
         assert!((24, 8) >= MODERN_FROM && (24, 7) < MODERN_FROM && (18, 16) < MODERN_FROM && (25, 1) >= MODERN_FROM);
+    }
+
+    #[test]
+    fn a_cluster_is_known_by_its_distributed_table() {
+        let tables = |shares: &str, local: bool| {
+            let mut tables = BTreeMap::from([("shares".to_owned(), shares.to_owned())]);
+            if local {
+                tables.insert(SHARES_LOCAL.to_owned(), "ReplicatedMergeTree".to_owned());
+            }
+            tables
+        };
+        let distributed = "Distributed(\\'farm\\', \\'otedama\\', \\'shares_local\\', cityHash64(worker))";
+        assert_eq!(flavour_of(&tables(distributed, true), Method::Tokens), Flavour::Cluster("farm".into()));
+        assert_eq!(flavour_of(&tables(distributed, false), Method::Tokens), Flavour::Single);
+        assert_eq!(flavour_of(&tables("MergeTree", false), Method::Tokens), Flavour::Single);
+        assert_eq!(flavour_of(&BTreeMap::new(), Method::QueryIds), Flavour::Legacy);
     }
 
     #[test]

@@ -2,7 +2,19 @@
 //!
 //! What holds in all three: time is UTC in every function and in the partition key; a segment never crosses a UTC day, so one insert is one part;
 //! `sum(work)` over a roll-up is exact past 2^64. Dimension tables are Replacing tables by key: a record that is shipped twice is still one row under `FINAL`.
+//!
+//! The schema has a version, which the view `schema_version` tells; `migration` leads from any older one to today's, and a test starts from each.
+use sha2::{Digest, Sha256};
 use std::fmt::Write;
+
+/// Version of the tables and views that `ddl` makes. 1: until November 2026, without a version of its own. 2: `schema_version`, TTL on `shares`, `ts` in `shares_named`.
+pub const VERSION: u32 = 2;
+
+/// The view that tells the version of the schema.
+pub const VERSION_VIEW: &str = "schema_version";
+
+/// Days that rows of `shares` are kept unless told otherwise; the roll-ups stay.
+pub const KEEP_DAYS: u32 = 90;
 
 /// The server the DDL is for.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -269,6 +281,13 @@ pub const ROLL_UPS: [RollUp; 3] = [
     },
 ];
 
+impl RollUp {
+    /// The column that tells its minute or hour.
+    pub fn time_column(&self) -> &'static str {
+        self.key.iter().find(|(_, kind, ..)| kind.starts_with("DateTime")).map_or(MINUTE.0, |(name, ..)| *name)
+    }
+}
+
 impl Table {
     /// `(a, b, c)`: the column list of an insert. It is always sent, so that columns a user adds by ALTER take their defaults.
     pub fn column_list(&self) -> String {
@@ -287,9 +306,10 @@ pub(crate) fn literal(text: &str) -> String {
     format!("'{}'", text.replace('\\', "\\\\").replace('\'', "\\'"))
 }
 
-/// The statements that make database and tables, each `IF NOT EXISTS` and without a closing semicolon, in the order to run them.
-pub fn ddl(flavour: &Flavour, database: &str) -> Vec<String> {
-    let scheme = Scheme { flavour, database };
+/// The statements that make database and tables, each `IF NOT EXISTS` and without a closing semicolon, in the order to run them. Rows of `shares` go after `keep_days`
+/// (0: never) where the server knows TTL; on 18.16 drop partitions by hand.
+pub fn ddl(flavour: &Flavour, database: &str, keep_days: u32) -> Vec<String> {
+    let scheme = Scheme { flavour, database, keep_days };
     let mut statements = vec![format!("CREATE DATABASE IF NOT EXISTS {}{}", identifier(database), scheme.on_cluster())];
     statements.extend(scheme.shares());
     for table in &TABLES[1..] {
@@ -299,11 +319,92 @@ pub fn ddl(flavour: &Flavour, database: &str) -> Vec<String> {
         statements.extend(scheme.roll_up(roll_up));
     }
     statements.push(scheme.shares_named());
+    statements.push(scheme.version_view());
     statements
 }
 
+/// The statements that lead from version `from` to today's, in the order to run them; each can be run again. None of them removes a row: a TTL for `shares`, which version 2
+/// gives new tables, is for the operator of an older one to set (`script_from` prints the statement).
+pub fn migration(flavour: &Flavour, database: &str, from: u32) -> Vec<String> {
+    let scheme = Scheme { flavour, database, keep_days: 0 };
+    let replaced = |name: &str, create: String| [format!("DROP TABLE IF EXISTS {}{}", scheme.table(name), scheme.on_cluster()), create];
+    let mut statements = Vec::new();
+    if from < 2 {
+        statements.extend(replaced("shares_named", scheme.shares_named()));
+    }
+    if from < VERSION {
+        // Last: a migration that was cut short starts again.
+        statements.extend(replaced(VERSION_VIEW, scheme.version_view()));
+    }
+    statements
+}
+
+/// `migration` as a script for `clickhouse-client -mn`.
+pub fn script_from(flavour: &Flavour, database: &str, from: u32, keep_days: u32) -> String {
+    let mut script = format!("-- From version {from} of the schema to version {VERSION}.\n");
+    let scheme = Scheme { flavour, database, keep_days };
+    if from < 2 && !scheme.ttl().is_empty() {
+        // Infallible, here and below: writing to a String.
+        let _ = writeln!(
+            script,
+            "-- New installations drop rows of shares after {keep_days} days. To do so here as well, which removes older rows:\n-- ALTER TABLE {}{} MODIFY{};",
+            scheme.local(SHARES.name),
+            scheme.on_cluster(),
+            scheme.ttl().replace('\n', " ")
+        );
+    }
+    for statement in migration(flavour, database, from) {
+        let _ = writeln!(script, "{statement};\n");
+    }
+    script
+}
+
+/// A name that can stand for a user everywhere: letters, digits and underscores, not first a digit.
+pub fn is_user_name(name: &str) -> bool {
+    (1..=64).contains(&name.len())
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+        && !name.starts_with(|first: char| first.is_ascii_digit())
+}
+
+/// A user who may read the database, column comments included, and nothing else, within limits that leave the server to the shipper: for `clickhouse-client -mn`, or on
+/// servers before 24.8, which keep users in files, a file for users.d. The password stands in it as its SHA-256. `name` is one that `is_user_name` takes.
+pub fn reader(flavour: &Flavour, database: &str, name: &str, password: &str) -> String {
+    assert!(is_user_name(name), "the caller checks the name");
+    let digest: String = Sha256::digest(password.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
+    let scheme = Scheme { flavour, database, keep_days: 0 };
+    if scheme.legacy() {
+        let database = database.replace('&', "&amp;").replace('<', "&lt;");
+        return format!(
+            "<?xml version=\"1.0\"?>\n<!-- Put this into users.d/{name}.xml beside the server's users.xml. It may log in from this machine; add networks as needed. -->\n\
+             <yandex>\n    <profiles>\n        <{name}>\n            <readonly>1</readonly>\n            <max_execution_time>60</max_execution_time>\n            \
+             <max_memory_usage>4000000000</max_memory_usage>\n            <max_threads>4</max_threads>\n            \
+             <max_concurrent_queries_for_user>8</max_concurrent_queries_for_user>\n            <priority>10</priority>\n        </{name}>\n    </profiles>\n    \
+             <users>\n        <{name}>\n            <password_sha256_hex>{digest}</password_sha256_hex>\n            \
+             <networks>\n                <ip>127.0.0.1</ip>\n                <ip>::1</ip>\n            </networks>\n            \
+             <profile>{name}</profile>\n            <quota>{name}</quota>\n            \
+             <allow_databases>\n                <database>{database}</database>\n                <database>system</database>\n            </allow_databases>\n        \
+             </{name}>\n    </users>\n    \
+             <quotas>\n        <{name}>\n            <interval>\n                <duration>3600</duration>\n                <queries>10000</queries>\n                \
+             <errors>0</errors>\n                <result_rows>0</result_rows>\n                <read_rows>0</read_rows>\n                \
+             <execution_time>3600</execution_time>\n            </interval>\n        </{name}>\n    </quotas>\n</yandex>\n"
+        );
+    }
+    let (on_cluster, user) = (scheme.on_cluster(), identifier(name));
+    // readonly = 2: clients such as Grafana send settings with a query; what they may set ends at these limits.
+    format!(
+        "CREATE SETTINGS PROFILE IF NOT EXISTS {user}{on_cluster} SETTINGS readonly = 2 CONST, allow_ddl = 0 CONST, max_execution_time = 60 MAX 60, \
+         max_memory_usage = 4000000000 MAX 4000000000, max_threads = 4 MAX 4, max_concurrent_queries_for_user = 8 MAX 8, priority = 10 MIN 10;\n\n\
+         CREATE USER IF NOT EXISTS {user}{on_cluster} IDENTIFIED WITH sha256_hash BY {} SETTINGS PROFILE {};\n\n\
+         CREATE QUOTA IF NOT EXISTS {user}{on_cluster} FOR INTERVAL 1 hour MAX queries = 10000, execution_time = 3600 TO {user};\n\n\
+         GRANT{on_cluster} SELECT ON {}.* TO {user};\n",
+        literal(&digest),
+        literal(name),
+        identifier(database)
+    )
+}
+
 /// The statements as one script for `clickhouse-client -mn`, with the remarks a reader of the schema wants first.
-pub fn script(flavour: &Flavour, database: &str) -> String {
+pub fn script(flavour: &Flavour, database: &str, keep_days: u32) -> String {
     let mut script = String::new();
     script.push_str(match flavour {
         Flavour::Single => "-- One modern server (24.8 or later). shares.work is UInt128: a bare sum(work) is exact.\n",
@@ -315,7 +416,7 @@ pub fn script(flavour: &Flavour, database: &str) -> String {
              -- shares_named (Decimal(38, 0)), or write sum(toDecimal128(work, 0)). Such servers have no insert tokens: at least once, and `otedama reconcile` tells.\n"
         }
     });
-    for statement in ddl(flavour, database) {
+    for statement in ddl(flavour, database, keep_days) {
         // Infallible: writing to a String.
         let _ = writeln!(script, "{statement};\n");
     }
@@ -325,6 +426,7 @@ pub fn script(flavour: &Flavour, database: &str) -> String {
 struct Scheme<'a> {
     flavour: &'a Flavour,
     database: &'a str,
+    keep_days: u32,
 }
 
 impl Scheme<'_> {
@@ -384,6 +486,11 @@ impl Scheme<'_> {
         }
     }
 
+    /// How long raw rows stay; a part is a day or less of them, so parts go whole and nothing is rewritten.
+    fn ttl(&self) -> String {
+        if self.legacy() || self.keep_days == 0 { String::new() } else { format!("\nTTL time + toIntervalDay({})", self.keep_days) }
+    }
+
     fn table_comment(&self, comment: &str) -> String {
         // 18.16 has comments on columns but none on tables.
         if self.legacy() { String::new() } else { format!("\nCOMMENT {}", literal(comment)) }
@@ -436,13 +543,15 @@ impl Scheme<'_> {
             );
         }
         let mut statements = vec![format!(
-            "CREATE TABLE IF NOT EXISTS {}{}\n(\n{}\n)\nENGINE = {}\nPARTITION BY toYYYYMMDD(time, 'UTC')\nORDER BY ({}){}{}",
+            "CREATE TABLE IF NOT EXISTS {}{}\n(\n{}\n)\nENGINE = {}\nPARTITION BY toYYYYMMDD(time, 'UTC')\nORDER BY ({}){}{}{}{}",
             self.local(SHARES.name),
             self.on_cluster(),
             lines.join(",\n"),
             self.engine("", "", SHARES.name, true),
             SHARES.key,
+            self.ttl(),
             self.window(),
+            if self.ttl().is_empty() { "" } else { ", ttl_only_drop_parts = 1" },
             self.table_comment(SHARES.comment)
         )];
         statements.extend(self.distributed(SHARES.name, "cityHash64(worker)", SHARES.comment));
@@ -468,7 +577,7 @@ impl Scheme<'_> {
         let lines: Vec<_> = columns().map(|(name, kind, _, comment)| self.column_line(name, kind, "", comment)).collect();
         let keys: Vec<_> = roll_up.key.iter().map(|(name, ..)| *name).collect();
         let sums: Vec<_> = roll_up.sums.iter().map(|(name, ..)| *name).collect();
-        let (time, ..) = roll_up.key.iter().find(|(_, kind, ..)| kind.starts_with("DateTime")).copied().unwrap_or(MINUTE);
+        let time = roll_up.time_column();
         let work = if self.legacy() { "sum(toDecimal128(work, 0))" } else { "sum(work)" };
         let selected: Vec<_> = columns()
             .map(|(name, _, expression, _)| {
@@ -503,7 +612,7 @@ impl Scheme<'_> {
 
     /// Shares with the worker's name, and `work` in a type whose sum cannot wrap in any flavour.
     fn shares_named(&self) -> String {
-        let columns: Vec<_> = SHARES
+        let mut columns: Vec<_> = SHARES
             .columns
             .iter()
             .map(|column| match (column.kind, self.legacy()) {
@@ -511,6 +620,9 @@ impl Scheme<'_> {
                 _ => column.name.to_owned(),
             })
             .collect();
+        if !self.legacy() {
+            columns.push("ts".to_owned());
+        }
         format!(
             "CREATE VIEW IF NOT EXISTS {}{} AS\nSELECT {}, worker_name, account\nFROM {}\nANY LEFT JOIN\n(\n    SELECT worker, any(name) AS worker_name, any(account) AS account\n    FROM {}\n    GROUP BY worker\n) AS named USING (worker)",
             self.table("shares_named"),
@@ -519,6 +631,10 @@ impl Scheme<'_> {
             self.table(SHARES.name),
             self.table(WORKERS.name)
         )
+    }
+
+    fn version_view(&self) -> String {
+        format!("CREATE VIEW IF NOT EXISTS {}{} AS\nSELECT toUInt32({VERSION}) AS version", self.table(VERSION_VIEW), self.on_cluster())
     }
 }
 
@@ -541,7 +657,7 @@ mod tests {
     #[test]
     fn every_time_function_and_partition_names_utc() {
         for flavour in all() {
-            for statement in ddl(&flavour, "otedama") {
+            for statement in ddl(&flavour, "otedama", KEEP_DAYS) {
                 for function in ["toYYYYMMDD(", "toYYYYMM(", "toStartOfMinute(", "toStartOfHour(", "toDateTime64("] {
                     for (start, _) in statement.match_indices(function) {
                         let call = &statement[start..start + statement[start..].find(')').expect("closed")];
@@ -556,7 +672,7 @@ mod tests {
     #[test]
     fn every_column_of_every_table_is_commented() {
         for flavour in all() {
-            for statement in ddl(&flavour, "otedama").iter().filter(|statement| statement.contains("\n(\n    `")) {
+            for statement in ddl(&flavour, "otedama", KEEP_DAYS).iter().filter(|statement| statement.contains("\n(\n    `")) {
                 for line in statement.lines().filter(|line| line.starts_with("    `")) {
                     assert!(line.contains(" COMMENT '"), "{line}");
                 }
@@ -570,10 +686,60 @@ mod tests {
             (Flavour::Single, " non_replicated_deduplication_window = 100000"),
             (Flavour::Cluster("c".into()), " replicated_deduplication_window = 100000"),
         ] {
-            let with_window = ddl(&flavour, "otedama").iter().filter(|statement| statement.contains(setting)).count();
+            let with_window = ddl(&flavour, "otedama", KEEP_DAYS).iter().filter(|statement| statement.contains(setting)).count();
             assert_eq!(with_window, 1 + ROLL_UPS.len(), "{flavour:?}");
         }
-        assert!(!script(&Flavour::Legacy, "otedama").contains("deduplication_window"));
+        assert!(!script(&Flavour::Legacy, "otedama", KEEP_DAYS).contains("deduplication_window"));
+    }
+
+    #[test]
+    fn raw_rows_go_after_the_days_asked_for_and_the_roll_ups_stay() {
+        for flavour in all() {
+            let legacy = flavour == Flavour::Legacy;
+            for (days, clause) in [(90, "\nTTL time + toIntervalDay(90)\n"), (7, "\nTTL time + toIntervalDay(7)\n")] {
+                let statements = ddl(&flavour, "otedama", days);
+                let with: Vec<_> = statements.iter().filter(|statement| statement.contains(clause)).collect();
+                assert_eq!(with.len(), usize::from(!legacy), "{flavour:?}");
+                assert!(with.iter().all(|statement| statement.contains("`.`shares") && statement.contains("ttl_only_drop_parts = 1")));
+            }
+            assert!(!script(&flavour, "otedama", 0).to_lowercase().contains("ttl"), "{flavour:?}");
+        }
+    }
+
+    #[test]
+    fn a_migration_ends_with_the_version_it_leads_to_and_removes_no_row() {
+        for flavour in all() {
+            assert!(migration(&flavour, "otedama", VERSION).is_empty());
+            for from in 1..VERSION {
+                let statements = migration(&flavour, "otedama", from);
+                assert!(statements.last().is_some_and(|last| last.ends_with(&format!("SELECT toUInt32({VERSION}) AS version"))), "{from}");
+                for statement in &statements {
+                    let view = statement.contains("shares_named`") || statement.contains("schema_version`");
+                    assert!(view && !statement.contains("TTL"), "{statement}");
+                }
+                let advice = script_from(&flavour, "otedama", from, KEEP_DAYS);
+                assert_eq!(advice.contains("MODIFY TTL time + toIntervalDay(90);"), flavour != Flavour::Legacy, "{advice}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_reader_gets_select_and_limits_and_the_password_only_as_its_hash() {
+        // Expected hash from sha256sum.
+        let digest = "5e884898da28047151d0e56f8dc6292773603d0d6aabbdd62a11ef721d1542d8";
+        for flavour in all() {
+            let text = reader(&flavour, "otedama", "analyst", "password");
+            assert!(text.contains(digest) && !text.contains("'password'") && !text.contains(">password<"), "{text}");
+            assert!(text.contains("max_execution_time") && text.contains("max_memory_usage") && text.contains("queries"), "{text}");
+        }
+        let cluster = reader(&Flavour::Cluster("farm".into()), "otedama", "analyst", "password");
+        assert_eq!(cluster.matches("ON CLUSTER `farm`").count(), 4, "{cluster}");
+        assert_eq!(cluster.matches("GRANT").count(), 1);
+        assert!(cluster.contains("GRANT ON CLUSTER `farm` SELECT ON `otedama`.* TO `analyst`"), "{cluster}");
+        for wrong in ["", "a-b", "1a", "a'b", "a b", "é"] {
+            assert!(!is_user_name(wrong), "{wrong}");
+        }
+        assert!(is_user_name("reader_2"));
     }
 
     #[test]

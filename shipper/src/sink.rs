@@ -76,7 +76,7 @@ pub enum SinkError {
         /// What is wrong with it.
         text: String,
     },
-    /// A server without tokens has some rows of a segment, but not all, and no query that could still add them.
+    /// The server has some rows of a segment, but not all, and no query that could still add them.
     #[error(
         "the server has {found} of {wanted} rows of segment {segment}; delete them (ALTER TABLE shares DELETE WHERE seg = {seg}), then it is shipped again"
     )]

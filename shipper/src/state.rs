@@ -44,8 +44,10 @@ pub struct ShipperState {
     pub bytes_shipped: AtomicU64,
     /// Requests that failed and were tried again.
     pub retries: AtomicU64,
-    /// Segments that were found doubled or in part on a server without tokens.
+    /// Segments that were found doubled or in part, or are gone from server and folder.
     pub findings: AtomicU64,
+    /// Segments that a server had lost after it acknowledged them, as in a power cut; they were sent again.
+    pub segments_lost: AtomicU64,
 }
 
 #[derive(Debug, Default)]

@@ -333,16 +333,72 @@ async fn what_became_of_blocks_and_jobs_goes_out_although_no_segment_follows() {
     assert!(seen("blocks")[0].contains("\taccepted\t"));
     assert!(seen("jobs")[1].ends_with("\t2026-11-20 23:46:24\t0\n"), "{}", seen("jobs")[1]);
     run.end().await;
-    // A process that no longer has the job at hand lets the server complete its own row.
+    // A process that no longer has the job at hand lets the server complete its own row. It takes up the records of the last 64 segments again, so there are more behind the job.
     log.registry.job(&log.job(2)).expect("job");
-    log.sync();
-    let run = start(settings(mock.url()), &log);
-    run.until("the second job", |_| seen("jobs").len() == 3).await;
-    run.end().await;
+    for _ in 0..70 {
+        log.segment(1, 5);
+    }
+    start(settings(mock.url()), &log).shipped(70).await;
     log.registry.job_end(log.job(2).job, log::FIRST_US).expect("end");
     log.sync();
     let run = start(settings(mock.url()), &log);
     let job = log.job(2).job.0;
     run.until("the completed row", |_| mock.world().statements.iter().any(|sql| sql.contains(&format!("WHERE job = {job} LIMIT 1")))).await;
     run.end().await;
+}
+
+#[tokio::test]
+async fn what_a_server_took_and_lost_in_a_power_cut_goes_out_again_with_its_dimension_records() {
+    for version in [MODERN, OLD] {
+        let mock = Mock::start(version);
+        let mut log = Log::new();
+        for rows in 1..=5 {
+            log.segment(rows, 5);
+        }
+        let run = start(settings(mock.url()), &log);
+        run.until("shipping", |state| state.segments_shipped.load(Ordering::Relaxed) == 5).await;
+        let tokens: Vec<_> = mock.segment_inserts().iter().map(|insert| insert.token().to_owned()).collect();
+        let sessions = |mock: &Mock| {
+            let world = mock.world();
+            let sent = world.inserts.iter().filter(|insert| insert.sql.contains("`sessions`"));
+            sent.map(|insert| insert.body.iter().filter(|&&byte| byte == b'\n').count()).sum::<usize>()
+        };
+        let before = sessions(&mock);
+        mock.world().power_cut(|token| token == tokens[3] || token == tokens[4]);
+        // The connection breaks, which is how the shipper notices.
+        mock.world().acts = [Act::Close].into();
+        log.segment(6, 5);
+        run.until("all six", |_| mock.world().by_segment().into_values().eq([1, 2, 3, 4, 5, 6])).await;
+        run.until("the cursor", |_| passed(&log) == 6).await;
+        run.end().await;
+        assert_eq!(run.state.segments_lost.load(Ordering::Relaxed), 2, "{version}");
+        let again: Vec<_> = mock.segment_inserts()[6..].iter().map(|insert| insert.token().to_owned()).collect();
+        assert!(again.iter().filter(|token| token.contains("-again-")).count() == 2, "{again:?}");
+        // The log has one record of the one session.
+        assert_eq!((before, sessions(&mock)), (1, 2), "the records of the time of the lost segments go again");
+
+        // The same across a start of the process: what it sent last is looked for.
+        mock.world().power_cut(|token| token == tokens[0] || token.contains("-again-"));
+        let run = start(settings(mock.url()), &log);
+        run.until("all six again", |_| mock.world().by_segment().into_values().eq([1, 2, 3, 4, 5, 6])).await;
+        run.end().await;
+        assert_eq!(run.state.segments_lost.load(Ordering::Relaxed), 3, "{version}");
+        assert_eq!(passed(&log), 6);
+    }
+}
+
+#[tokio::test]
+async fn what_somebody_deleted_on_a_server_that_never_stopped_stays_deleted() {
+    let mock = Mock::start(MODERN);
+    let mut log = Log::new();
+    log.segment(3, 5);
+    let run = start(settings(mock.url()), &log);
+    run.until("shipping", |state| state.segments_shipped.load(Ordering::Relaxed) == 1).await;
+    mock.world().rows.clear();
+    mock.world().acts = [Act::Refuse(503, ""), Act::Close].into();
+    log.segment(4, 5);
+    run.until("the second", |state| state.segments_shipped.load(Ordering::Relaxed) == 2).await;
+    run.end().await;
+    assert!(mock.world().by_segment().into_values().eq([4]));
+    assert_eq!(run.state.segments_lost.load(Ordering::Relaxed), 0);
 }

@@ -459,14 +459,14 @@ fn serve(server: usize, rows: u64, mut random: Random, blocks_us: &[u64], dir: &
         } else if kind < if miner.number % 4 == 3 { 9_000 } else { 600 } {
             row.status = ShareStatus::LowDifficulty as u8;
             row.share_difficulty = (level * random.unit()) as f32;
-        } else if kind < 9_400 && kind >= 9_000 {
+        } else if (9_000..9_400).contains(&kind) {
             row.status = ShareStatus::BadTime as u8;
             row.ntime += 9000;
             row.share_difficulty = 0.0;
-        } else if kind < 9_700 && kind >= 9_400 {
+        } else if (9_400..9_700).contains(&kind) {
             row.status = ShareStatus::BadVersion as u8;
             row.share_difficulty = 0.0;
-        } else if kind < 9_900 && kind >= 9_700 {
+        } else if (9_700..9_900).contains(&kind) {
             row = ShareRow {
                 status: ShareStatus::Malformed as u8,
                 job: 0,
@@ -477,7 +477,7 @@ fn serve(server: usize, rows: u64, mut random: Random, blocks_us: &[u64], dir: &
                 version: 0,
                 ..row
             };
-        } else if kind < 10_000 && kind >= 9_900 {
+        } else if (9_900..10_000).contains(&kind) {
             row = ShareRow { status: ShareStatus::Unauthorized as u8, worker: 0, share_difficulty: 0.0, ..row };
         } else {
             if kind < 40_000 && !jobs[current].record.clean && current > 0 {

@@ -115,6 +115,30 @@ impl Log {
         self.sealer.drain(FIRST_US).expect("sealed");
     }
 
+    /// Appends a row per work, evenly over the minute, and seals them; arrival starts behind what was appended before.
+    pub fn minute(&mut self, works: &[u64], minute_us: u64) {
+        for (batch, chunk) in works.chunks(512).enumerate() {
+            while self.journal.room_cells() < 600 {
+                self.sealer.step(FIRST_US).expect("the sealer makes room");
+            }
+            let rows: Vec<_> = chunk
+                .iter()
+                .enumerate()
+                .map(|(index, &work)| {
+                    let position = (batch * 512 + index) as u64;
+                    let row = self.row(work);
+                    ShareRow {
+                        arrival_us: minute_us + position * 60_000_000 / works.len() as u64,
+                        status: ShareStatus::Accepted as u8,
+                        ..row
+                    }
+                })
+                .collect();
+            self.journal.append(&[], &rows).expect("there is room");
+        }
+        self.sealer.drain(FIRST_US).expect("sealed");
+    }
+
     fn row(&mut self, work: u64) -> ShareRow {
         let number = self.rows;
         self.rows += 1;

@@ -1,8 +1,8 @@
 //! A server in memory that speaks as much of ClickHouse's HTTP as the shipper does, keeps what it was asked, and misbehaves on order.
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
-use otedama_shipper::schema::{SHARES, TABLES};
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use otedama_shipper::schema::{SHARES, TABLES, VERSION, VERSION_VIEW};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -60,6 +60,10 @@ pub struct World {
     pub inserts: Vec<Insert>,
     /// Rows the server has, by token.
     pub rows: HashMap<String, u64>,
+    /// Tokens it would recognise.
+    pub remembered: HashSet<String>,
+    /// When it started, seconds since the epoch.
+    pub started_s: u64,
     /// How often a query that is asked for in system.processes still shows.
     pub lingering: u64,
     /// Bodies that ended before their end.
@@ -232,7 +236,26 @@ fn serve(stream: TcpStream, world: &Mutex<World>, stop: &AtomicBool) {
     }
 }
 
+/// Number of the segment in a token.
+fn seg_of(token: &str) -> u64 {
+    let mut parts = token.split('-').skip(2).map(|part| u64::from_str_radix(part, 16).expect("hex"));
+    parts.next().expect("the epoch") << 32 | parts.next().expect("the sequence")
+}
+
 impl World {
+    /// Starts anew without the rows of these tokens, which it still recognises: their parts were in its page cache.
+    pub fn power_cut(&mut self, lost: impl Fn(&str) -> bool) {
+        self.started_s += 100;
+        self.rows.retain(|token, _| !lost(token));
+    }
+
+    /// Rows by segment.
+    pub fn by_segment(&self) -> BTreeMap<u64, u64> {
+        let mut rows = BTreeMap::new();
+        self.rows.iter().for_each(|(token, count)| *rows.entry(seg_of(token)).or_default() += count);
+        rows
+    }
+
     pub fn insert(&mut self, insert: Insert, slow: &mut bool) -> Reply {
         let native = insert.sql.ends_with(" FORMAT Native");
         let act = if native { self.acts.pop_front().unwrap_or(Act::Take) } else { Act::Take };
@@ -242,10 +265,9 @@ impl World {
         self.inserts.push(insert);
         let modern = !self.version.starts_with("18.");
         let mut take = |rows: u64| {
-            let have = self.rows.entry(token.clone()).or_default();
             // A modern server recognises the token.
-            if !(modern && *have > 0) {
-                *have += rows;
+            if self.remembered.insert(token.clone()) || !modern {
+                *self.rows.entry(token.clone()).or_default() += rows;
             }
         };
         if !native {
@@ -290,7 +312,14 @@ impl World {
             self.tables = true;
             String::new()
         } else if sql.starts_with("SELECT name, engine_full FROM system.tables") {
-            if self.tables { TABLES.iter().map(|table| format!("{}\tMergeTree\n", table.name)).collect() } else { String::new() }
+            let view = format!("{VERSION_VIEW}\tView\n");
+            if self.tables {
+                TABLES.iter().map(|table| format!("{}\tMergeTree\n", table.name)).chain([view]).collect()
+            } else {
+                String::new()
+            }
+        } else if sql.starts_with("SELECT max(version) FROM `otedama`.`schema_version`") {
+            format!("{VERSION}\n")
         } else if sql.starts_with("SELECT table, name, type FROM system.columns") {
             let line = |table: &str, name: &str, kind: &str| {
                 format!("{table}\t{name}\t{}\n", kind.replace("WORK", "UInt128").replace('\'', "\\'"))
@@ -308,6 +337,10 @@ impl World {
             text.push_str("otedama\tworker_minute_view\t\tCREATE MATERIALIZED VIEW otedama.worker_minute_view TO otedama.worker_minute (a UInt8) AS SELECT 1\t0\t\n");
             text.push_str(&format!("otedama\tworker_minute\t{}\tCREATE TABLE\t0\t\n", engine("worker_minute")));
             text
+        } else if sql.starts_with("SELECT toUInt32(now()) - uptime()") {
+            format!("{}\n", self.started_s)
+        } else if sql.starts_with("SELECT instance, seg, count() FROM `otedama`.`shares`") {
+            self.by_segment().iter().map(|(seg, rows)| format!("7\t{seg}\t{rows}\n")).collect()
         } else if sql.contains("system.processes") {
             let here = u64::from(self.lingering > 0);
             self.lingering = self.lingering.saturating_sub(1);
@@ -319,8 +352,7 @@ impl World {
                 .and_then(|rest| rest.split(' ').next())
                 .and_then(|digits| digits.parse().ok())
                 .expect("a segment");
-            let name = format!("-{:08x}-{:08x}-", seg >> 32, seg & 0xffff_ffff);
-            let rows: u64 = self.rows.iter().filter(|(token, _)| token.contains(&name)).map(|(_, rows)| *rows).sum();
+            let rows = self.by_segment().get(&seg).copied().unwrap_or_default();
             format!("{rows}\n")
         } else {
             String::new()
