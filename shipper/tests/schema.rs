@@ -136,7 +136,7 @@ async fn a_minute_of_30_eh_per_s_sums_to_the_last_hash(place: Place, tables: &[&
         .map(|_| {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             // From 0 to 6 x 10^16, 3 x 10^16 in the mean.
-            (u128::from(state) * 60_000_000_000_000_000 >> 64) as u64
+            ((u128::from(state) * 60_000_000_000_000_000) >> 64) as u64
         })
         .collect();
     let total: u128 = works.iter().map(|&work| u128::from(work)).sum();

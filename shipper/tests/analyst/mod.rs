@@ -257,7 +257,7 @@ pub fn generate(rows: u64, seed: u64, segment_rows: u32, keep: bool) -> (Logs, F
         blocks_us.push(next);
     }
     for server in 0..2 {
-        serve(server, rows / 2, Random(seed ^ (server as u64 + 1) << 40), &blocks_us, logs.dir(server), segment_rows, keep, &mut facts);
+        serve(server, rows / 2, Random(seed ^ ((server as u64 + 1) << 40)), &blocks_us, logs.dir(server), segment_rows, keep, &mut facts);
     }
     (logs, facts)
 }
@@ -383,7 +383,7 @@ fn serve(server: usize, rows: u64, mut random: Random, blocks_us: &[u64], dir: &
             miner.last = None;
             let record = SessionRecord {
                 session: sessions,
-                extranonce1: (server as u32) << 26 | sessions,
+                extranonce1: ((server as u32) << 26) | sessions,
                 net: (sessions % 3) as u8,
                 extranonce2_bytes: 8,
                 started_us: at_us - 1000,
@@ -429,7 +429,7 @@ fn serve(server: usize, rows: u64, mut random: Random, blocks_us: &[u64], dir: &
             row.ntime += random.below(600) as u32;
         }
         if miner.number == DEAD_CHIPS {
-            row.nonce = (row.nonce % 12) << 28 | (row.nonce >> 4);
+            row.nonce = ((row.nonce % 12) << 28) | (row.nonce >> 4);
         }
         // A hash under the target, uniform.
         let mut luck = random.unit();

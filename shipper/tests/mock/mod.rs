@@ -239,7 +239,7 @@ fn serve(stream: TcpStream, world: &Mutex<World>, stop: &AtomicBool) {
 /// Number of the segment in a token.
 fn seg_of(token: &str) -> u64 {
     let mut parts = token.split('-').skip(2).map(|part| u64::from_str_radix(part, 16).expect("hex"));
-    parts.next().expect("the epoch") << 32 | parts.next().expect("the sequence")
+    (parts.next().expect("the epoch") << 32) | parts.next().expect("the sequence")
 }
 
 impl World {
