@@ -5,6 +5,7 @@
 
 use std::fmt::Write as _;
 
+use otedama_pipeline::driver::Plan;
 use otedama_pipeline::stages::{DUPLICATE_TABLE_BYTES, DUPLICATE_TABLES, ROOT_CACHE_BYTES};
 use otedama_primitives::{Answer, BlockCandidate, Dimension, Submit, Verdict};
 use otedama_stratum::vardiff::Memory;
@@ -24,8 +25,14 @@ pub struct Limits {
     pub session_bytes: u64,
     /// Bytes of one authorized worker of a session.
     pub worker_bytes: u64,
-    /// The buffer that a net reads all its sockets into.
+    /// Buffers that a net reads all its sockets into.
+    pub read_buffers: u64,
+    /// Bytes of one of them.
     pub read_buffer_bytes: u64,
+    /// Rings of a net, each with a table of sockets in the kernel; 0 with mio.
+    pub rings: u64,
+    /// Bytes of the kernel for one.
+    pub ring_bytes: u64,
     /// Unsent bytes that a connection may have before it is closed.
     pub write_buffer_bytes: u64,
     /// Depth of a net's FIFO of shares in flight; also of `log_net`, which therefore never fills.
@@ -79,7 +86,10 @@ impl Default for Limits {
             lanes: 1,
             session_bytes: 512,
             worker_bytes: 64,
+            read_buffers: 1,
             read_buffer_bytes: 64 << 10,
+            rings: 0,
+            ring_bytes: 0,
             write_buffer_bytes: 256 << 10,
             in_flight: 1 << 15,
             in_flight_bytes: 48,
@@ -114,6 +124,12 @@ impl Limits {
             Cores::List(cores) => cores.len() as u64,
         };
         Limits { nets: count(&config.layout.net, nets_auto), lanes: count(&config.layout.validate, lanes_auto), ..Limits::default() }
+    }
+
+    /// With what the sockets' driver takes.
+    pub fn with_driver(self, plan: &Plan) -> Limits {
+        let &Plan { rings, ring_bytes, read_buffers, read_buffer_bytes, .. } = plan;
+        Limits { rings, ring_bytes, read_buffers: read_buffers * rings.max(1), read_buffer_bytes, ..self }
     }
 }
 
@@ -166,7 +182,16 @@ pub fn bounds(config: &Config, limits: &Limits) -> Vec<Bound> {
     let pairs = limits.nets.max(limits.lanes);
 
     bound("connections", connections, limits.session_bytes, Taken::AtStart, "the newest is closed before it is read");
-    bound("read buffers", limits.nets, limits.read_buffer_bytes, Taken::AtStart, "the rest is read in the next pass");
+    bound(
+        "read buffers",
+        limits.nets * limits.read_buffers,
+        limits.read_buffer_bytes,
+        if limits.rings == 0 { Taken::AtStart } else { Taken::AtMost },
+        "the rest is read in the next pass",
+    );
+    if limits.rings > 0 {
+        bound("rings", limits.nets * limits.rings, limits.ring_bytes, Taken::AtStart, "a longer pass takes several calls of the kernel");
+    }
     bound(
         "unfinished lines",
         connections,
@@ -377,6 +402,18 @@ mod tests {
         assert_eq!(find(&all, "ring net_validate").count, 3 << 14);
         assert_eq!(find(&all, "ring validate_log").count, 2 << 14);
         assert_eq!(find(&all, "share log").bytes, 1 << 30);
+    }
+
+    #[test]
+    fn the_driver_moves_its_bounds() {
+        let plan = Plan { name: "uring", rings: 7, places: 1 << 14, ring_bytes: 300_000, read_buffers: 1024, read_buffer_bytes: 16_448 };
+        let all = bounds(&Config::defaults(), &Limits { nets: 2, ..Limits::default() }.with_driver(&plan));
+        assert_eq!(find(&all, "rings").bytes, 14 * 300_000);
+        assert_eq!((find(&all, "read buffers").count, find(&all, "read buffers").taken), (14 * 1024, Taken::AtMost));
+        let mio = Plan { name: "mio", rings: 0, places: 0, ring_bytes: 0, read_buffers: 1, read_buffer_bytes: 65_536 };
+        let all = bounds(&Config::defaults(), &Limits::default().with_driver(&mio));
+        assert!(all.iter().all(|b| b.name != "rings"));
+        assert_eq!((find(&all, "read buffers").count, find(&all, "read buffers").taken), (1, Taken::AtStart));
     }
 
     #[test]

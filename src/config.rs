@@ -1415,7 +1415,6 @@ const NOT_BUILT: &[(&str, &str, AtRest)] = &[
     ("log.row", "a row layout other than \"replayable\"", |c| c.log.row == RowLayout::Replayable),
     ("log.when_full", "when_full = \"rollup\"", |c| c.log.when_full == WhenFull::Refuse),
     ("clickhouse.ca_file", "ca_file", |c| c.clickhouse.ca_file.is_none()),
-    ("layout.driver", "driver = \"uring\"", |c| c.layout.driver != Driver::Uring),
 ];
 
 impl Config {
@@ -1713,7 +1712,7 @@ pub fn process_env() -> impl Iterator<Item = (String, String)> {
 fn is_later(key: &Key) -> bool {
     let path = key.path();
     // These have values beside the default that work.
-    let partly = ["log.ack", "layout.driver"];
+    let partly = ["log.ack"];
     !partly.contains(&path.as_str()) && NOT_BUILT.iter().any(|(later, ..)| *later == path)
 }
 
@@ -2179,7 +2178,6 @@ mod tests {
             ("[log]\nrow = \"full\"", "log.row"),
             ("[log]\nwhen_full = \"rollup\"", "log.when_full"),
             ("[clickhouse]\nca_file = \"a.pem\"", "clickhouse.ca_file"),
-            ("[layout]\ndriver = \"uring\"", "layout.driver"),
         ] {
             let payout = [("OTEDAMA_CHAIN__PAYOUT_ADDRESS", "bc1qar0srrr7xfkvy5l643lydnw9re59gtzzwf5mdq")];
             let config = Config::from_text(text, "pool.toml", env(&payout)).expect(text);
@@ -2195,7 +2193,9 @@ mod tests {
         let high = load("[chain]\nrpc = [\"practice\"]\n[vardiff]\nmax = 512.0").expect("it loads").validate();
         let start = high.iter().find(|f| f.key == "stratum.difficulty").expect("a warning");
         assert_eq!(start.level, Level::Warning);
-        for accepted in ["[log]\nack = \"memory\"", "[layout]\ndriver = \"mio\"\nisa = \"avx512\"\nnet = \"0-1\""] {
+        for accepted in
+            ["[log]\nack = \"memory\"", "[layout]\ndriver = \"uring\"", "[layout]\ndriver = \"mio\"\nisa = \"avx512\"\nnet = \"0-1\""]
+        {
             let config = load(&format!("{accepted}\n[chain]\nrpc = [\"practice\"]")).expect(accepted);
             assert_eq!(refused(&config), Vec::<String>::new());
         }

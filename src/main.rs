@@ -14,6 +14,7 @@ mod wiring;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use config::Config;
+use otedama_pipeline::driver::Drivers;
 use otedama_shipper::schema::{self, Flavour};
 use otedama_tuning::{Action, ExitFinding, Host, STATE_DEFAULT};
 use std::io::Write;
@@ -360,6 +361,7 @@ fn serve(args: &ConfigArg, started: Instant) -> Result<u8, Failure> {
         println!("listening on {address}{practice}");
     }
     println!("stats on http://{}/", pool.stats_address());
+    println!("sockets by {}", pool.driver());
     println!("share log {}; listening {:.1} ms after the start", config.log.dir.display(), pool.started().elapsed().as_secs_f64() * 1000.0);
     while !stop.load(Ordering::Relaxed) && pool.is_alive() {
         std::thread::sleep(Duration::from_millis(20));
@@ -388,8 +390,22 @@ fn check(args: &ConfigArg) -> Result<u8, Failure> {
     let config = load(args)?;
     let refused = judge(&config);
     let cores = wiring::cores_of(&config)?;
-    let limits = check::Limits::of(&config, cores.net.len() as u64, cores.validate.len() as u64);
-    print(&format!("cores: {cores:?}\n\n{}", check::table(&config, &limits)))?;
+    let connections = config.stratum.max_connections;
+    let descriptors = otedama_tuning::raise_nofile_soft().map_or(u64::MAX, |(_, now)| now);
+    let (plan, why_mio) =
+        Drivers::plan(wiring::choice_of(&config), connections as usize).map_err(|error| Failure::usage(chain_of(&error)))?;
+    let limits = check::Limits::of(&config, cores.net.len() as u64, cores.validate.len() as u64).with_driver(&plan);
+    let short = if plan.rings == 0 && u64::from(connections) >= descriptors {
+        format!("; a connection takes a descriptor, and this process may have only {descriptors}")
+    } else {
+        String::new()
+    };
+    let driver = match (plan.rings, why_mio) {
+        (0, None) => format!("mio{short}"),
+        (0, Some(why)) => format!("mio, as io_uring cannot be used: {why}{short}"),
+        (rings, _) => format!("{}, {connections} connections of a net in {rings} tables of {}", plan.name, plan.places),
+    };
+    print(&format!("cores: {cores:?}\ndriver: {driver}\n\n{}", check::table(&config, &limits)))?;
     if refused {
         return Err(Failure::usage("the config is refused; mend what stands above"));
     }

@@ -33,6 +33,7 @@ pub struct PoolStats {
     started: Instant,
     chain_label: String,
     identity: Identity,
+    driver: &'static str,
     isa: Isa,
     ack: String,
     clock: WallClock,
@@ -87,6 +88,7 @@ impl PoolStats {
     pub fn new(
         config: &Config,
         running: &Running,
+        driver: &'static str,
         isa: Isa,
         clock: WallClock,
         nets: Vec<Arc<NetMetrics>>,
@@ -116,6 +118,7 @@ impl PoolStats {
             started: Instant::now(),
             chain_label: if config.chain.is_practice() { "practice".to_owned() } else { config.chain.network.name().to_owned() },
             identity,
+            driver,
             isa,
             ack: config.log.ack.name().to_owned(),
             clock,
@@ -259,7 +262,7 @@ impl StatsSource for PoolStats {
         });
         Snapshot {
             uptime_s: (self.started.elapsed().as_secs_f64() * 1000.0).round() / 1000.0,
-            driver: "mio".to_owned(),
+            driver: self.driver.to_owned(),
             kernel: self.isa.label().to_owned(),
             ack: self.ack.clone(),
             chain: self.chain_label.clone(),

@@ -8,7 +8,7 @@ use otedama_chain::node::rpc::{RpcNodes, RpcSettings};
 use otedama_chain::{AssemblerSettings, ChainSettings, ChainStats, Command, Network, NodeRpc, Practice, PracticeSettings};
 use otedama_kernels::Isa;
 use otedama_pipeline::Rx;
-use otedama_pipeline::driver::{Listener, MioDriver, MioSettings};
+use otedama_pipeline::driver::{Choice, DoorSettings, DriverError, Drivers, Listener};
 use otedama_pipeline::fail_point::Pause;
 use otedama_pipeline::metrics::ValidateMetrics;
 use otedama_pipeline::stages::{BlockBell, DUPLICATE_PRESSURE, JournalEnd, NetSettings};
@@ -76,6 +76,7 @@ impl StartError {
 /// A running pool.
 pub struct Pool {
     running: Running,
+    driver: &'static str,
     stats: Arc<PoolStats>,
     stats_server: StatsServer,
     stop_control: Arc<AtomicBool>,
@@ -233,6 +234,15 @@ fn fail_points() -> Result<Vec<Pause>, StartError> {
     Ok(pauses)
 }
 
+/// What `[layout] driver` asks for.
+pub fn choice_of(config: &Config) -> Choice {
+    match config.layout.driver {
+        config::Driver::Auto => Choice::Auto,
+        config::Driver::Mio => Choice::Mio,
+        config::Driver::Uring => Choice::Uring,
+    }
+}
+
 /// The kernels that `[layout] isa` names, if this CPU runs them.
 fn chosen_isa(name: &str) -> Result<Isa, StartError> {
     Isa::choose(name).ok_or_else(|| {
@@ -263,24 +273,27 @@ impl Pool {
         let nets = cores.net.len();
         let shared = Listener::new(listeners, nets).map_err(|error| StartError::environment("preparing the listening sockets", error))?;
         let network = |list: &[config::Cidr]| list.iter().map(|cidr| (cidr.address, cidr.prefix_bits)).collect::<Vec<_>>();
-        let door = MioSettings {
+        let door = DoorSettings {
             connections_max: config.stratum.max_connections as usize,
             connects_per_ip_per_s: config.limits.connects_per_ip_per_s,
             allow: network(&config.limits.allow),
             deny: network(&config.limits.deny),
         };
-        let drivers = (0..nets)
-            .map(|net| MioDriver::new(&shared, net, door.clone()))
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|error| StartError::environment("starting the mio driver", error))?;
-        let wakers = drivers.iter().map(MioDriver::waker).collect::<Vec<_>>();
+        let (drivers, why_mio) = Drivers::open(choice_of(config), &shared, nets, &door).map_err(|error| match error {
+            DriverError::Mio(_) => StartError::environment("opening the sockets' driver", error),
+            asked_for => StartError { what: chain_of(&asked_for), code: 2, source: None },
+        })?;
+        if let Some(why) = why_mio {
+            eprintln!("note: driver mio, as io_uring cannot be used: {why}");
+        }
+        let (driver, wakers) = (drivers.name(), drivers.wakers());
         registry
             .run(&RunRecord {
                 run,
                 started_us: clock.now_us(),
                 build: env!("CARGO_PKG_VERSION").to_owned(),
                 kernel: isa.label().to_owned(),
-                driver: "mio".to_owned(),
+                driver: driver.to_owned(),
                 tier: config.log.ack.name().to_owned(),
                 pool: config.pool.name.clone(),
             })
@@ -303,7 +316,12 @@ impl Pool {
         });
         let answer_first = config.log.ack == Ack::Memory;
         let boot = Boot { clock: clock.clone(), isa, seed: random(), answer_first, block_bell, fail_points: fail_points()? };
-        let (topology, ends) = lay_out(&cores, drivers, &settings, JournalEnd::new(journal, log_full.clone()), &boot);
+        let journal = JournalEnd::new(journal, log_full.clone());
+        let (topology, ends) = match drivers {
+            Drivers::Mio(drivers) => lay_out(&cores, drivers, &settings, journal, &boot),
+            #[cfg(target_os = "linux")]
+            Drivers::Uring(drivers) => lay_out(&cores, drivers, &settings, journal, &boot),
+        };
         let running = topology.start().map_err(|error| StartError::environment("starting the share path", error))?;
 
         let chain_stats: Arc<ChainStats> = Arc::default();
@@ -311,6 +329,7 @@ impl Pool {
         let stats = Arc::new(PoolStats::new(
             config,
             &running,
+            driver,
             isa,
             clock.clone(),
             ends.net_metrics,
@@ -366,12 +385,30 @@ impl Pool {
             Some(settings) => Some(start_shipper(settings, config.log.dir.clone(), stats.shipper(), shipper_stop, cores.control)?),
             None => None,
         };
-        Ok(Self { running, stats, stats_server, stop_control, stop_chain, stop_shipper, chain, sealer, shipper, listening, started })
+        Ok(Self {
+            running,
+            driver,
+            stats,
+            stats_server,
+            stop_control,
+            stop_chain,
+            stop_shipper,
+            chain,
+            sealer,
+            shipper,
+            listening,
+            started,
+        })
     }
 
     /// Where miners connect.
     pub fn stratum(&self) -> &[SocketAddr] {
         &self.listening
+    }
+
+    /// The sockets' driver: `uring` or `mio`.
+    pub fn driver(&self) -> &'static str {
+        self.driver
     }
 
     /// Where the stats endpoint is.

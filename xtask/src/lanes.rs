@@ -155,6 +155,10 @@ fn cargo_test(name: &str, selection: &[&str], filters: &[&str], limit: Duration,
 
 fn quick(report: &mut Report, long: bool) -> Result<(), Failure> {
     report.step(Lane::Quick, &cargo_test("cargo test --workspace", &["--workspace"], &[], minutes(20, long), long))?;
+    // `auto` is io_uring where the host has it; the portable driver must do the same.
+    let mio = ["--package", "otedama", "--test", "hostile", "--test", "accounting"];
+    let mio = cargo_test("otedama over mio", &mio, &[], minutes(10, long), long).with("OTEDAMA_LAYOUT__DRIVER", "mio");
+    report.step(Lane::Quick, &mio)?;
     let own = std::env::current_exe().map_err(|error| Failure::Environment(format!("xtask does not know its own path: {error}")))?;
     let asm = Step::new("asm: what the compiler made of the kernels", &[&own.to_string_lossy(), "asm"], minutes(5, long));
     if report.step(Lane::Quick, &asm)?.failed == 0

@@ -1,82 +1,19 @@
 //! The portable driver: `mio`, that is epoll on Linux, edge-triggered.
 //!
 //! One shared read buffer per net, so an idle connection owns no buffer. After a short read a stream socket is drained (epoll(7)): no second read to see EAGAIN.
-use super::{Driver, Event, Slot};
+use super::door::{ACCEPT_RETRY, ACCEPTS_PER_PASS, Door, DoorSettings, Listener};
+use super::{BACKLOG_BYTES_MAX, Driver, Event, NetWaker, Plan, Slot};
 use ::mio::net::{TcpListener, TcpStream};
 use ::mio::{Events, Interest, Poll, Token, Waker};
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 const READ_BYTES: usize = 64 * 1024;
-/// Unsent bytes a connection may owe its peer before it is closed as a slow reader.
-const BACKLOG_BYTES_MAX: usize = 256 * 1024;
 const EVENTS: usize = 1024;
 const LISTENER_TOKEN: usize = usize::MAX;
 const WAKER_TOKEN: usize = usize::MAX - 1;
-/// Connections accepted in one go, so that a connect storm does not starve shares.
-const ACCEPTS_PER_PASS: usize = 64;
-/// A net over the mean load looks at the door again after this.
-const ACCEPT_RETRY: Duration = Duration::from_millis(5);
-/// Source addresses remembered by the connect limiter.
-const CONNECT_SOURCES_MAX: usize = 65_536;
-
-/// Wakes a net that blocks in its poll.
-pub type NetWaker = Arc<Waker>;
-
-/// A listening socket and the load of the nets that share it.
-#[derive(Debug)]
-pub struct Listener {
-    sockets: Vec<std::net::TcpListener>,
-    loads: Arc<Vec<AtomicUsize>>,
-}
-
-impl Listener {
-    /// Takes bound sockets to be shared by `nets` nets.
-    pub fn new(sockets: Vec<std::net::TcpListener>, nets: usize) -> io::Result<Self> {
-        for socket in &sockets {
-            socket.set_nonblocking(true)?;
-        }
-        Ok(Self { sockets, loads: Arc::new((0..nets).map(|_| AtomicUsize::new(0)).collect()) })
-    }
-}
-
-/// Limits at the door.
-#[derive(Clone, Debug)]
-pub struct MioSettings {
-    /// Connections over all nets.
-    pub connections_max: usize,
-    /// New connections per source address and second; loopback is exempt, as a local proxy or a test has one address for all.
-    pub connects_per_ip_per_s: u32,
-    /// If not empty, only these addresses get in.
-    pub allow: Vec<(IpAddr, u8)>,
-    /// These addresses never get in.
-    pub deny: Vec<(IpAddr, u8)>,
-}
-
-impl Default for MioSettings {
-    fn default() -> Self {
-        Self { connections_max: 10_000, connects_per_ip_per_s: 50, allow: Vec::new(), deny: Vec::new() }
-    }
-}
-
-fn contains(networks: &[(IpAddr, u8)], address: IpAddr) -> bool {
-    let address = address.to_canonical();
-    networks.iter().any(|&(network, bits)| match (network.to_canonical(), address) {
-        (IpAddr::V4(network), IpAddr::V4(address)) => {
-            let mask = u32::MAX.checked_shl(32 - u32::from(bits.min(32))).unwrap_or(0);
-            network.to_bits() & mask == address.to_bits() & mask
-        }
-        (IpAddr::V6(network), IpAddr::V6(address)) => {
-            let mask = u128::MAX.checked_shl(128 - u32::from(bits.min(128))).unwrap_or(0);
-            network.to_bits() & mask == address.to_bits() & mask
-        }
-        _ => false,
-    })
-}
 
 struct Connection {
     stream: Option<TcpStream>,
@@ -92,14 +29,11 @@ struct Connection {
 pub struct MioDriver {
     poll: Poll,
     events: Events,
-    waker: NetWaker,
+    waker: Arc<Waker>,
     listeners: Vec<TcpListener>,
-    loads: Arc<Vec<AtomicUsize>>,
-    net: usize,
-    settings: MioSettings,
+    door: Door,
     connections: Vec<Connection>,
     free: Vec<Slot>,
-    open: usize,
     ready: VecDeque<Slot>,
     /// Connections that failed on a write, with their generation: the slot may have a new tenant by the time it is looked at.
     gone: VecDeque<(Slot, u32)>,
@@ -111,21 +45,19 @@ pub struct MioDriver {
     read_len: usize,
     out: Vec<u8>,
     out_slot: Option<Slot>,
-    sources: HashMap<IpAddr, (Instant, f64)>,
     bytes_sent: u64,
     closed_slow: u64,
-    refused: u64,
 }
 
 impl std::fmt::Debug for MioDriver {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("MioDriver").field("net", &self.net).field("open", &self.open).finish_non_exhaustive()
+        f.debug_struct("MioDriver").field("open", &self.door.open()).finish_non_exhaustive()
     }
 }
 
 impl MioDriver {
     /// Sockets of net `net`, accepting from `listener`.
-    pub fn new(listener: &Listener, net: usize, settings: MioSettings) -> io::Result<Self> {
+    pub fn new(listener: &Listener, net: usize, settings: DoorSettings) -> io::Result<Self> {
         let poll = Poll::new()?;
         let waker = Arc::new(Waker::new(poll.registry(), Token(WAKER_TOKEN))?);
         let mut listeners = Vec::new();
@@ -140,12 +72,9 @@ impl MioDriver {
             events: Events::with_capacity(EVENTS),
             waker,
             listeners,
-            loads: listener.loads.clone(),
-            net,
-            settings,
+            door: Door::new(listener, net, settings),
             connections: Vec::with_capacity(capacity),
             free: Vec::with_capacity(capacity),
-            open: 0,
             ready: VecDeque::with_capacity(capacity),
             gone: VecDeque::with_capacity(64),
             accept_open: true,
@@ -156,52 +85,19 @@ impl MioDriver {
             read_len: 0,
             out: Vec::with_capacity(READ_BYTES),
             out_slot: None,
-            sources: HashMap::new(),
             bytes_sent: 0,
             closed_slow: 0,
-            refused: 0,
         })
+    }
+
+    /// What a net takes here, whatever its connections.
+    pub fn plan() -> Plan {
+        Plan { name: "mio", rings: 0, places: 0, ring_bytes: 0, read_buffers: 1, read_buffer_bytes: READ_BYTES as u64 }
     }
 
     /// Wakes this driver from its poll.
     pub fn waker(&self) -> NetWaker {
-        self.waker.clone()
-    }
-
-    fn set_load(&self) {
-        // Relaxed: a hint for balancing, nothing is read through it.
-        self.loads[self.net].store(self.open, Ordering::Relaxed);
-    }
-
-    /// Connections of all nets, and whether this one is at or under the mean.
-    fn load(&self) -> (usize, bool) {
-        let total: usize = self.loads.iter().map(|load| load.load(Ordering::Relaxed)).sum();
-        (total, self.open * self.loads.len() <= total)
-    }
-
-    fn source_may_connect(&mut self, address: IpAddr) -> bool {
-        if contains(&self.settings.deny, address) || !(self.settings.allow.is_empty() || contains(&self.settings.allow, address)) {
-            return false;
-        }
-        if address.to_canonical().is_loopback() {
-            return true;
-        }
-        let now = Instant::now();
-        let rate = f64::from(self.settings.connects_per_ip_per_s);
-        if self.sources.len() >= CONNECT_SOURCES_MAX {
-            self.sources.retain(|_, (seen, _)| now - *seen < Duration::from_secs(1));
-            if self.sources.len() >= CONNECT_SOURCES_MAX {
-                return false;
-            }
-        }
-        let (seen, tokens) = self.sources.entry(address).or_insert((now, rate));
-        *tokens = (*tokens + (now - *seen).as_secs_f64() * rate).min(rate);
-        *seen = now;
-        let may = *tokens >= 1.0;
-        if may {
-            *tokens -= 1.0;
-        }
-        may
+        NetWaker::mio(self.waker.clone())
     }
 
     fn accept_one(&mut self) -> Option<Event> {
@@ -210,8 +106,7 @@ impl MioDriver {
         }
         let mut index = 0;
         while index < self.listeners.len() {
-            let (total, at_or_under_mean) = self.load();
-            if !at_or_under_mean {
+            if !self.door.load().1 {
                 self.accept_retry_at = Some(Instant::now() + ACCEPT_RETRY);
                 self.accept_ready = false;
                 return None;
@@ -219,8 +114,7 @@ impl MioDriver {
             match self.listeners[index].accept() {
                 Ok((stream, peer)) => {
                     self.accepts_left -= 1;
-                    if total >= self.settings.connections_max || !self.source_may_connect(peer.ip()) {
-                        self.refused += 1;
+                    if !self.door.admits(peer.ip()) {
                         if self.accepts_left == 0 {
                             return None;
                         }
@@ -229,7 +123,7 @@ impl MioDriver {
                     if let Some(slot) = self.adopt(stream) {
                         return Some(Event::Opened { slot, peer });
                     }
-                    self.refused += 1;
+                    self.door.refused += 1;
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => index += 1,
                 Err(error) if matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::Interrupted) => {}
@@ -265,8 +159,7 @@ impl MioDriver {
         connection.stream = Some(stream);
         connection.read_closed = false;
         connection.queued = false;
-        self.open += 1;
-        self.set_load();
+        self.door.opened();
         Some(slot)
     }
 
@@ -281,15 +174,17 @@ impl MioDriver {
             connection.generation = connection.generation.wrapping_add(1) & GENERATION_MASK;
             connection.backlog = Vec::new();
             self.free.push(slot);
-            self.open -= 1;
-            self.set_load();
+            self.door.closed();
         }
     }
 
     /// Writes the pending run, or what a writable event allows of a backlog.
     fn write_out(&mut self) {
         let Some(slot) = self.out_slot.take() else { return };
-        let Some(connection) = self.connections.get_mut(slot as usize) else { return };
+        let Some(connection) = self.connections.get_mut(slot as usize) else {
+            self.out.clear();
+            return;
+        };
         let Some(stream) = connection.stream.as_mut() else {
             self.out.clear();
             return;
@@ -478,105 +373,10 @@ impl Driver for MioDriver {
     }
 
     fn refused(&self) -> u64 {
-        self.refused
+        self.door.refused
     }
 
     fn name(&self) -> &'static str {
         "mio"
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn driver() -> (MioDriver, std::net::SocketAddr) {
-        let socket = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let address = socket.local_addr().expect("bound");
-        let listener = Listener::new(vec![socket], 1).expect("non-blocking");
-        (MioDriver::new(&listener, 0, MioSettings::default()).expect("epoll"), address)
-    }
-
-    /// The next event, waited for.
-    fn next(driver: &mut MioDriver) -> Event {
-        for _ in 0..500 {
-            if let Some(event) = driver.event() {
-                return event;
-            }
-            driver.poll(Duration::from_millis(10)).expect("poll");
-        }
-        panic!("no event within five seconds");
-    }
-
-    #[test]
-    fn a_reply_never_reaches_the_next_tenant_of_a_slot() {
-        let (mut driver, address) = driver();
-        let mut leaving = std::net::TcpStream::connect(address).expect("connects");
-        leaving.write_all(b"hello").expect("sends");
-        leaving.shutdown(std::net::Shutdown::Write).expect("half closes");
-        let Event::Opened { slot, .. } = next(&mut driver) else { panic!("a connection opens first") };
-        assert_eq!(next(&mut driver), Event::Bytes { slot });
-        assert_eq!(driver.bytes(), b"hello");
-        driver.reply(slot, b"for the one who leaves");
-        // The next one is in the queue before the first is seen to have gone, all in one pass.
-        let mut coming = std::net::TcpStream::connect(address).expect("connects");
-        assert_eq!(next(&mut driver), Event::Closed { slot });
-        let Event::Opened { slot: second, .. } = next(&mut driver) else { panic!("the second connection opens") };
-        assert_eq!(second, slot, "the slot is reused at once");
-        driver.reply(second, b"for the one who comes");
-        driver.flush();
-        driver.close(second);
-        let (mut first_read, mut second_read) = (String::new(), String::new());
-        leaving.read_to_string(&mut first_read).expect("reads");
-        coming.read_to_string(&mut second_read).expect("reads");
-        assert_eq!((first_read.as_str(), second_read.as_str()), ("for the one who leaves", "for the one who comes"));
-    }
-
-    #[test]
-    fn a_reader_too_slow_for_its_backlog_is_closed_and_a_slow_one_gets_everything() {
-        let (mut driver, address) = driver();
-        let mut peer = std::net::TcpStream::connect(address).expect("connects");
-        let Event::Opened { slot, .. } = next(&mut driver) else { panic!("a connection opens first") };
-        // More than socket buffers hold, in one go: the rest waits in the backlog and leaves as the peer reads.
-        let sent: Vec<u8> = (0..u32::MAX).map(|n| n as u8).take(BACKLOG_BYTES_MAX).collect();
-        let mut written = 0;
-        while driver.connections[slot as usize].backlog.is_empty() {
-            driver.reply(slot, &sent[..4096]);
-            driver.flush();
-            written += 4096;
-        }
-        let mut got = vec![0u8; written];
-        let reader = std::thread::spawn(move || peer.read_exact(&mut got).map(|()| (peer, got)));
-        while !driver.connections[slot as usize].backlog.is_empty() {
-            driver.poll(Duration::from_millis(10)).expect("poll");
-            assert_eq!(driver.event(), None);
-        }
-        let (_peer, got) = reader.join().expect("no panic").expect("everything arrives");
-        assert!(got.chunks(4096).all(|chunk| chunk == &sent[..4096]), "in order, nothing lost");
-        // Now nobody reads: the backlog has a bound.
-        let mut rounds = 0;
-        while driver.closed_slow() == 0 {
-            driver.reply(slot, &sent[..4096]);
-            driver.flush();
-            rounds += 1;
-            assert!(rounds < 100_000, "the backlog has no bound");
-        }
-        assert_eq!(next(&mut driver), Event::Closed { slot });
-    }
-
-    #[test]
-    fn an_address_block_holds_its_ends_and_not_their_neighbours() {
-        for (block, bits, inside, outside) in [
-            ("10.0.0.0", 8, &["10.0.0.0", "10.255.255.255", "::ffff:10.1.1.1"][..], &["9.255.255.255", "11.0.0.0", "::1"][..]),
-            ("10.0.0.7", 32, &["10.0.0.7"], &["10.0.0.6", "10.0.0.8"]),
-            ("0.0.0.0", 0, &["0.0.0.0", "255.255.255.255"], &["::1"]),
-            ("2001:db8::", 32, &["2001:db8::", "2001:db8:ffff::1"], &["2001:db7:ffff::", "2001:db9::"]),
-            ("::", 0, &["::", "2001::1"], &["1.2.3.4"]),
-        ] {
-            let block = [(block.parse().expect("address"), bits)];
-            let holds = |text: &&str| contains(&block, text.parse().expect("address"));
-            assert!(inside.iter().all(holds), "{block:?}");
-            assert!(!outside.iter().any(holds), "{block:?}");
-        }
     }
 }

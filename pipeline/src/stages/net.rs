@@ -948,6 +948,7 @@ impl<D: Driver, C: Clock> Stage for Net<D, C> {
                         self.state.close(at as Slot);
                     }
                 }
+                self.driver.flush();
                 self.finished = true;
                 // Release pairs with the Acquire of the validate stages: everything sent is visible to them.
                 self.state.ports.nets_running.fetch_sub(1, Ordering::Release);
