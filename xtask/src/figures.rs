@@ -1,6 +1,7 @@
 //! `cargo xtask figures <topic>`: measures the release binaries on this machine and writes docs/figures/<topic>.json.
 //!
 //! Two servers that are compared run in turn, never one after the other's whole series: clock speed drifts, and a ratio inside of one pair does not.
+mod drivers;
 mod kernels;
 
 use crate::Failure;
@@ -18,6 +19,7 @@ enum Topic {
     Memory,
     Start,
     Kernels,
+    Drivers,
 }
 
 /// A topic with its sizes.
@@ -37,6 +39,7 @@ impl Request {
             "memory" => (Topic::Memory, 3, 5),
             "start" => (Topic::Start, 15, 0),
             "kernels" => (Topic::Kernels, 5, 0),
+            "drivers" => (Topic::Drivers, 5, 5),
             other => return Err(Failure::Usage(format!("there is no topic {other}"))),
         };
         let mut request = Self { topic, runs, seconds, build: true };
@@ -59,6 +62,7 @@ impl Request {
             Topic::Memory => "memory",
             Topic::Start => "start",
             Topic::Kernels => "kernels",
+            Topic::Drivers => "drivers",
         }
     }
 
@@ -120,6 +124,7 @@ pub fn run(root: &Path, request: &Request) -> Result<(), Failure> {
         Topic::Memory => bench.memory()?,
         Topic::Start => bench.start()?,
         Topic::Kernels => bench.kernels()?,
+        Topic::Drivers => bench.drivers()?,
     };
     let folder = root.join("docs/figures");
     let path = folder.join(format!("{}.json", request.name()));
@@ -147,11 +152,11 @@ fn number(result: &Value, key: &str) -> Result<f64, Failure> {
 }
 
 /// The config of a measured server: practice chain, no ClickHouse, fixed difficulty at its lower end, everything on one core.
-fn config(stratum: SocketAddr, stats: SocketAddr, log: &Path, max_connections: u32, isa: &str) -> String {
+fn config(stratum: SocketAddr, stats: SocketAddr, log: &Path, max_connections: u32, isa: &str, driver: &str) -> String {
     format!(
         "[stratum]\nlisten = [\"{stratum}\"]\ndifficulty = 2.4e-10\nmax_connections = {max_connections}\n\n[vardiff]\nenabled = false\n\n\
          [chain]\nrpc = [\"practice\"]\n\n[log]\ndir = {log:?}\n\n[limits]\nconnects_per_ip_per_s = 0\nrefused_per_s = 0\nauthorize_within_s = 3600\n\n[stats]\nlisten = \"{stats}\"\n\n\
-         [layout]\nnet = \"{SERVER_CORE}\"\nvalidate = \"{SERVER_CORE}\"\nlog = \"{SERVER_CORE}\"\ncontrol = \"{SERVER_CORE}\"\nstats = \"{SERVER_CORE}\"\nisa = \"{isa}\"\n"
+         [layout]\nnet = \"{SERVER_CORE}\"\nvalidate = \"{SERVER_CORE}\"\nlog = \"{SERVER_CORE}\"\ncontrol = \"{SERVER_CORE}\"\nstats = \"{SERVER_CORE}\"\nisa = \"{isa}\"\ndriver = \"{driver}\"\n"
     )
 }
 
@@ -202,10 +207,14 @@ impl Series {
 
 impl Bench<'_> {
     fn server(&self, name: &str, max_connections: u32, isa: &str) -> Result<Server, Failure> {
+        self.server_on(name, max_connections, isa, "auto")
+    }
+
+    fn server_on(&self, name: &str, max_connections: u32, isa: &str, driver: &str) -> Result<Server, Failure> {
         let scratch = Scratch::new(self.root, name)?;
         let (stratum, stats) = (measure::free_address()?, measure::free_address()?);
         let path = scratch.path().join("otedama.toml");
-        std::fs::write(&path, config(stratum, stats, &scratch.path().join("log"), max_connections, isa))
+        std::fs::write(&path, config(stratum, stats, &scratch.path().join("log"), max_connections, isa, driver))
             .map_err(|error| Failure::Environment(format!("{}: {error}", path.display())))?;
         let since = Instant::now();
         let output = scratch.path().join("server.txt");

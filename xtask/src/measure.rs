@@ -151,8 +151,26 @@ pub fn resident_bytes(pid: u32) -> Result<u64, Failure> {
     resident_of(&text).ok_or_else(|| Failure::Environment(format!("{path} has no RssAnon")))
 }
 
+/// Bytes of the kernel's tables that it cannot give back, of the whole machine: sockets and what hangs on them are among them.
+pub fn unreclaimable_slab_bytes() -> Result<u64, Failure> {
+    let path = "/proc/meminfo";
+    let text = std::fs::read_to_string(path).map_err(|error| Failure::Environment(format!("{path}: {error}")))?;
+    kibibytes_of(&text, "SUnreclaim:").ok_or_else(|| Failure::Environment(format!("{path} has no SUnreclaim")))
+}
+
+/// Open descriptors of a process.
+pub fn open_descriptors(pid: u32) -> Result<u64, Failure> {
+    let path = format!("/proc/{pid}/fd");
+    let entries = std::fs::read_dir(&path).map_err(|error| Failure::Environment(format!("{path}: {error}")))?;
+    Ok(entries.count() as u64)
+}
+
 fn resident_of(status: &str) -> Option<u64> {
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
+    kibibytes_of(status, "RssAnon:")
+}
+
+fn kibibytes_of(text: &str, key: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(key))?;
     Some(1024 * line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?)
 }
 
@@ -205,6 +223,8 @@ mod tests {
         assert_eq!(resident_of("Name:\tx\nRssAnon:\t    2048 kB\nVmData: 1 kB\n"), Some(2048 * 1024));
         assert_eq!(resident_of("Name:\tx\n"), None);
         assert!(resident_bytes(std::process::id()).is_ok_and(|bytes| bytes > 100_000));
+        assert!(open_descriptors(std::process::id()).is_ok_and(|count| count >= 3));
+        assert!(unreclaimable_slab_bytes().is_ok_and(|bytes| bytes > 100_000));
     }
 
     #[test]
