@@ -118,24 +118,28 @@ impl Lanes for Zmm {
 }
 
 /// Merkle roots of 32 lanes.
+#[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 fn roots_2x16(job: &JobTable, extranonce: &[[u32; BATCH]; 4], out: &mut Judged) {
     roots::<Zmm, 2>(job, extranonce, 0, out);
 }
 
 /// Merkle roots of lanes 0 to 15.
+#[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 fn roots_16(job: &JobTable, extranonce: &[[u32; BATCH]; 4], out: &mut Judged) {
     roots::<Zmm, 1>(job, extranonce, 0, out);
 }
 
 /// Header hashes of 32 lanes.
+#[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 fn headers_2x16(job: &JobTable, batch: &ShareBatch, out: &mut Judged) {
     headers::<Zmm, 2>(job, batch, 0, out);
 }
 
 /// Header hashes of lanes 0 to 15.
+#[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 fn headers_16(job: &JobTable, batch: &ShareBatch, out: &mut Judged) {
     headers::<Zmm, 1>(job, batch, 0, out);
