@@ -25,7 +25,7 @@ pub const CONNECTIONS: usize = 64;
 /// Submits in one read of a connection.
 pub const SUBMITS_PER_READ: usize = 32;
 /// Rounds after which a job is replaced: well before its duplicate table is under pressure.
-const ROUNDS_PER_JOB: usize = 16;
+pub const ROUNDS_PER_JOB: usize = 16;
 /// Rounds of each job before the clock runs.
 const WARM_ROUNDS_PER_JOB: usize = 2;
 /// How long to wait for the sealer, or for answers that are not coming.

@@ -6,7 +6,7 @@ use crate::kernels::job;
 use otedama_kernels::{BATCH, Isa, JobTable, Judged, ShareBatch, judge, judge_headers};
 use otedama_pipeline::metrics::ValidateMetrics;
 use otedama_pipeline::ring::{Full, Rx, Tx, ring};
-use otedama_pipeline::stages::{BlockBell, DUPLICATE_TABLES, Validate, ValidatePorts, ValidatedJob};
+use otedama_pipeline::stages::{BlockBell, DUPLICATE_PRESSURE, DUPLICATE_TABLES, Validate, ValidatePorts, ValidatedJob};
 use otedama_pipeline::{Regime, Stage};
 use otedama_primitives::{BlockCandidate, Job, RunId, ShareStatus, Submit, Verdict};
 use std::sync::Arc;
@@ -16,8 +16,11 @@ use std::sync::atomic::AtomicUsize;
 const LEVELS: usize = 12;
 /// Shares of a pass.
 const PASS: usize = 8 * BATCH;
-/// Shares after which a job is replaced, so that all tables of a lane take part and the one in use is cold.
-const SHARES_PER_JOB: u64 = 65_536;
+/// Shares after which a job is replaced: as many as there are when chain asks for a new one. All tables of a lane take part.
+const SHARES_PER_JOB: u64 = DUPLICATE_PRESSURE as u64;
+/// Shares in the newest table when the clock starts. The samples of one run fill it further and seldom reach the next job, so that no figure is one of an
+/// empty table.
+const SHARES_BEFORE: u64 = SHARES_PER_JOB / 5 * 2;
 /// Connections whose extranonces repeat where roots are known.
 const MINERS: u64 = 64;
 
@@ -85,9 +88,11 @@ impl Lane {
         assert!(self.jobs.push(job).is_ok(), "the stage takes a job before the next comes");
     }
 
-    /// Goes once through all tables, so that no page of them is touched for the first time while the clock runs.
+    /// Goes once through all tables, so that no page of them is touched for the first time while the clock runs, and on to SHARES_BEFORE.
     fn warm_up(&mut self) {
-        while self.newest < DUPLICATE_TABLES as u32 + self.live {
+        while self.newest < DUPLICATE_TABLES as u32 + self.live
+            || self.number < u64::from(self.newest - self.live) * SHARES_PER_JOB + SHARES_BEFORE
+        {
             self.pass();
         }
     }
@@ -159,7 +164,8 @@ pub fn run(plan: Plan) -> Result<Vec<Figure>, String> {
     let conditions = format!(
         "one process on one pinned core, stage and kernel in turn; {} samples, 2nd percentile; kernel {}; passes of {PASS} shares from ring to ring, filling and \
          emptying the rings included; 300-byte coinbase, {LEVELS} merkle levels, unique extranonce2 unless the name says known roots, every share credited, \
-         12 duplicate tables that change hands every {SHARES_PER_JOB} shares, each used before",
+         {DUPLICATE_TABLES} duplicate tables that change hands every {SHARES_PER_JOB} shares, as where chain asks for a new job, each used before and filled to \
+         {SHARES_BEFORE} shares when the clock starts",
         plan.samples,
         isa.label()
     );
@@ -210,12 +216,14 @@ fn frames_to_row(plan: Plan, isa: Isa, traffic: Traffic) -> Result<Vec<Figure>, 
     };
     let conditions = format!(
         "one process, all stages in turn on one pinned core, the sealer on another; {} rounds of {} shares, the round of the 10th percentile; kernel {}; {work}; \
-         {} connections that send {} submits a read, 300-byte coinbase, {LEVELS} merkle levels, journal in a temporary folder, every share credited",
+         {} connections that send {} submits a read, 300-byte coinbase, {LEVELS} merkle levels, journal in a temporary folder, every share credited, \
+         a new job every {} shares",
         rounds.len(),
         frames::ROUND,
         isa.label(),
         frames::CONNECTIONS,
         frames::SUBMITS_PER_READ,
+        frames::ROUND * frames::ROUNDS_PER_JOB,
     );
     let figure = |name: &str, value: f64, unit: &'static str, counted: &str| Figure {
         name: format!("{name}{suffix}"),

@@ -218,10 +218,10 @@ struct Policy {
 /// Measured once, at boot, in about a millisecond, because CPUs differ: cycles for a V1 share with 12 levels and where the cuts come to lie
 /// (`cargo xtask figures kernels` prints them for the machine at hand).
 ///
-/// | CPU | 1 stream | 5 streams | 16 lanes, per batch | 2 x 16 lanes, per batch | 16 lanes from | 2 x 16 from |
+/// | CPU | 1 stream, a share | 5 streams, a share | 16 lanes, per batch | 2 x 16 lanes, per batch | 16 lanes from | 2 x 16 from |
 /// |---|---|---|---|---|---|---|
-/// | Zen 5 (rnds2 every 2 cycles, zmm 2 x as wide) | 5,900 | 3,200 | 33,000 | 40,000 | 11 | 13 |
-/// | Zen 4 (rnds2 every cycle), from the prototypes of facts/kernels.md | 5,986 | 2,518 | 40,000 | 71,600 | 16 | 29 |
+/// | Zen 5 (rnds2 every 2 cycles, zmm 2 x as wide) | 6,100 | 3,330 | 33,000 to 34,000 | 40,000 to 41,000 | 11 | 17 to 19 |
+/// | Zen 4 (rnds2 every cycle), prototypes before this code | 5,986 | 2,518 | 40,000 | 71,600 | 16 | 29 |
 static POLICY: OnceLock<Policy> = OnceLock::new();
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]

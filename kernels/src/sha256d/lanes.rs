@@ -1,10 +1,9 @@
 //! Whole shares over lanes: one share per lane, state in lanes from the coinbase to the header. One source for every vector instruction set.
 //!
-//! `V` is a vector, `G` the groups of lanes that are worked on together, so that one group's latency hides behind the other's. Three choices were measured
-//! (Zen 5, cycles per share, docs/figures/kernels.json has today's): the message schedule lies in memory, written sixteen rounds ahead, because 16 words beside the
-//! state do not fit 32 registers; loops are rolled over eight rounds, and a merkle level has one copy of the half-constant block, so that it fits the caches of
-//! the front end (2 copies and 16 rounds: 1.3 times the cycles); nothing is a closure or a `map`: inlined late or not
-//! at all, those do not get the target features of the functions that all this ends in.
+//! `V` is a vector, `G` the groups of lanes that are worked on together, so that one group's latency hides behind the other's. Three choices matter: the message
+//! schedule lies in memory, written sixteen rounds ahead, because 16 words beside the state do not fit 32 registers; loops are rolled over eight rounds, and a
+//! merkle level has one copy of the half-constant block, so that it fits the caches of the front end; nothing is a closure or a `map`: inlined late or not at all,
+//! those do not get the target features of the functions that all this ends in. `cargo xtask asm` looks for all three in the code that comes out.
 #![expect(clippy::needless_range_loop, clippy::absurd_extreme_comparisons, reason = "rounds are numbered, in macros that fix the number")]
 use super::scalar::INITIAL;
 use super::table::{HALF_PADDING_32, HALF_PADDING_80, HalfBlock, JobTable, K, ROUNDS_PADDING_64, Rounds};

@@ -237,31 +237,39 @@ fn a_million_random_shares_agree() {
     let isas = available("a million random shares");
     let total: u64 = if std::env::var_os("OTEDAMA_LONG").is_some() { 100_000_000 } else { 1_000_000 };
     let threads = std::thread::available_parallelism().map_or(1, |threads| threads.get() as u64);
-    let done: u64 = std::thread::scope(|scope| {
+    let (done, levels, counts) = std::thread::scope(|scope| {
         let running: Vec<_> = (0..threads)
             .map(|thread| {
                 let isas = &isas;
                 scope.spawn(move || {
                     let mut random = Random(0xc0ffee ^ thread << 32);
-                    let mut done = 0;
-                    while done < total / threads {
-                        // Jobs as they are: from 0 to 14 levels. A table serves a few batches.
-                        let table = JobTable::new(&random_job(&mut random));
+                    // One bit for each number of levels, and of shares less one.
+                    let (mut done, mut levels, mut counts) = (0, 0_u32, 0_u32);
+                    while done < total.div_ceil(threads) {
+                        // From 0 to 16 levels. A table serves a few batches.
+                        let job = random_job(&mut random);
+                        levels |= 1 << job.branch.len();
+                        let table = JobTable::new(&job);
                         for _ in 0..8 {
                             let count = if random.below(4) == 0 { 1 + random.below(32) } else { BATCH };
                             let batch = random_batch(&mut random, count);
                             assert_all_agree(isas, &table, &batch);
                             done += count as u64;
+                            counts |= 1 << (count - 1);
                         }
                     }
-                    done
+                    (done, levels, counts)
                 })
             })
             .collect();
-        running.into_iter().map(|thread| thread.join().expect("no kernel disagrees")).sum()
+        running
+            .into_iter()
+            .map(|thread| thread.join().expect("no kernel disagrees"))
+            .fold((0, 0, 0), |sum: (u64, u32, u32), one| (sum.0 + one.0, sum.1 | one.1, sum.2 | one.2))
     });
     println!("{done} shares agree over {} instruction sets", isas.len());
-    assert!(done >= total / threads * threads);
+    assert_eq!(levels, (1 << 17) - 1, "one bit for each number of levels: all from 0 to 16 were among them");
+    assert_eq!(counts, u32::MAX, "one bit for each length of a batch: all from 1 to 32 were among them");
 }
 
 /// Words of a hash whose number is these limbs.

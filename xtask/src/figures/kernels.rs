@@ -11,7 +11,8 @@ struct Gathered {
     name: String,
     unit: String,
     counted: String,
-    conditions: String,
+    /// Distinct ones, in the order of the runs: where batches are cut is measured anew by every process.
+    conditions: Vec<String>,
     values: Vec<f64>,
 }
 
@@ -24,7 +25,7 @@ impl Bench<'_> {
             gather(&mut gathered, run, &lines)?;
             println!("run {run}: {} figures", gathered.len());
         }
-        Ok(gathered.iter().map(|one| self.figure(&one.name, &one.values, &one.unit, &one.counted, &one.conditions)).collect())
+        Ok(gathered.iter().map(|one| self.figure(&one.name, &one.values, &one.unit, &one.counted, &joined(&one.conditions))).collect())
     }
 }
 
@@ -49,12 +50,18 @@ fn gather(gathered: &mut Vec<Gathered>, run: usize, lines: &str) -> Result<(), F
         let (name, number) =
             (text("name")?, value["value"].as_f64().filter(|number| number.is_finite()).ok_or_else(|| odd("without a value"))?);
         match gathered.iter_mut().find(|one| one.name == name) {
-            Some(one) if one.values.len() == run => one.values.push(number),
+            Some(one) if one.values.len() == run => {
+                one.values.push(number);
+                let conditions = text("conditions")?;
+                if !one.conditions.contains(&conditions) {
+                    one.conditions.push(conditions);
+                }
+            }
             None if run == 0 => gathered.push(Gathered {
                 name,
                 unit: text("unit")?,
                 counted: text("counted")?,
-                conditions: text("conditions")?,
+                conditions: vec![text("conditions")?],
                 values: vec![number],
             }),
             _ => return Err(odd(&format!("that run {run} has once more, or the runs before it not at all"))),
@@ -67,12 +74,47 @@ fn gather(gathered: &mut Vec<Gathered>, run: usize, lines: &str) -> Result<(), F
     }
 }
 
+/// Conditions of several runs as one: between commas, what differs stands with its alternatives.
+fn joined(conditions: &[String]) -> String {
+    let parted: Vec<Vec<&str>> = conditions.iter().map(|one| one.split(", ").collect()).collect();
+    let Some(first) = parted.first() else { return String::new() };
+    if parted.iter().any(|parts| parts.len() != first.len()) {
+        return conditions.join("; in other runs: ");
+    }
+    let alternatives = |at: usize| {
+        let mut distinct: Vec<&str> = Vec::new();
+        for parts in &parted {
+            if !distinct.contains(&parts[at]) {
+                distinct.push(parts[at]);
+            }
+        }
+        distinct.join(" or ")
+    };
+    (0..first.len()).map(alternatives).collect::<Vec<_>>().join(", ")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn line_under(name: &str, value: f64, conditions: &str) -> String {
+        format!("{{\"name\":\"{name}\",\"value\":{value},\"unit\":\"u\",\"counted\":\"c\",\"conditions\":\"{conditions}\"}}\n")
+    }
+
     fn line(name: &str, value: f64) -> String {
-        format!("{{\"name\":\"{name}\",\"value\":{value},\"unit\":\"u\",\"counted\":\"c\",\"conditions\":\"d\"}}\n")
+        line_under(name, value, "d")
+    }
+
+    #[test]
+    fn conditions_that_differ_between_runs_are_all_listed() {
+        let mut gathered = Vec::new();
+        for (run, cuts) in ["2 x 16 from 19", "2 x 16 from 17", "2 x 16 from 19"].into_iter().enumerate() {
+            gather(&mut gathered, run, &(line_under("a", 1.0, &format!("one core, {cuts}, quiet")) + &line("b", 1.0))).unwrap();
+        }
+        assert_eq!(gathered[0].conditions, ["one core, 2 x 16 from 19, quiet", "one core, 2 x 16 from 17, quiet"]);
+        assert_eq!(joined(&gathered[0].conditions), "one core, 2 x 16 from 19 or 2 x 16 from 17, quiet");
+        assert_eq!(joined(&gathered[1].conditions), "d");
+        assert_eq!(joined(&["a, b".to_owned(), "a".to_owned()]), "a, b; in other runs: a");
     }
 
     #[test]
