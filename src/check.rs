@@ -11,7 +11,7 @@ use otedama_primitives::{Answer, BlockCandidate, Dimension, Submit, Verdict};
 use otedama_stratum::vardiff::Memory;
 use serde::Serialize;
 
-use crate::config::{Config, Cores, WhenFull};
+use crate::config::{Ack, Config, Cores, WhenFull};
 use crate::jobs::KEPT_FOR_CANDIDATES;
 
 /// Numbers that the code fixes. All bytes are of one item.
@@ -289,6 +289,15 @@ pub fn bounds(config: &Config, limits: &Limits) -> Vec<Bound> {
         Taken::Disk,
         "log waits for the sealer, then shares are answered 20 \"log full\"",
     );
+    if config.log.ack == Ack::Disk {
+        bound(
+            "journal files in memory (ack = \"disk\")",
+            limits.journal_files,
+            limits.journal_file_bytes,
+            Taken::AtMost,
+            "the sync thread brings them to the files; without room log waits as above",
+        );
+    }
     bound("share log", 1, config.log.max_bytes, Taken::Disk, log_full);
     all
 }

@@ -1411,7 +1411,6 @@ const NOT_BUILT: &[(&str, &str, AtRest)] = &[
     ("stratum.proxy_from", "proxy_from", |c| c.stratum.proxy_from.is_empty()),
     ("chain.coin", "a coin other than \"bitcoin\"", |c| c.chain.coin == "bitcoin"),
     ("chain.zmq", "zmq", |c| c.chain.zmq.is_empty()),
-    ("log.ack", "ack = \"disk\"", |c| c.log.ack != Ack::Disk),
     ("log.row", "a row layout other than \"replayable\"", |c| c.log.row == RowLayout::Replayable),
     ("log.when_full", "when_full = \"rollup\"", |c| c.log.when_full == WhenFull::Refuse),
     ("clickhouse.ca_file", "ca_file", |c| c.clickhouse.ca_file.is_none()),
@@ -1711,9 +1710,7 @@ pub fn process_env() -> impl Iterator<Item = (String, String)> {
 /// Whether no value but the default is taken yet.
 fn is_later(key: &Key) -> bool {
     let path = key.path();
-    // These have values beside the default that work.
-    let partly = ["log.ack"];
-    !partly.contains(&path.as_str()) && NOT_BUILT.iter().any(|(later, ..)| *later == path)
+    NOT_BUILT.iter().any(|(later, ..)| *later == path)
 }
 
 /// By its first letters alone; chain checks the rest, which needs the checksums.
@@ -1728,8 +1725,13 @@ fn address_fits(network: Network, address: &str) -> bool {
 }
 
 /// Switches of the project's own test lanes: set around `cargo test`, seen by the servers that tests start.
-const TEST_SWITCHES: [&str; 4] =
-    [otedama_pipeline::fail_point::Pause::VARIABLE, "OTEDAMA_LONG", "OTEDAMA_REQUIRE_CLICKHOUSE", "OTEDAMA_REGTEST_NODE"];
+const TEST_SWITCHES: [&str; 5] = [
+    otedama_pipeline::fail_point::Pause::VARIABLE,
+    "OTEDAMA_KILL_AT",
+    "OTEDAMA_LONG",
+    "OTEDAMA_REQUIRE_CLICKHOUSE",
+    "OTEDAMA_REGTEST_NODE",
+];
 
 /// Kubernetes gives every pod variables about the services of its namespace, and one of them may well be named otedama-something:
 /// `X_SERVICE_HOST`, `X_SERVICE_PORT[_NAME]`, `X_PORT=tcp://...` and `X_PORT_3333_TCP[_ADDR|_PORT|_PROTO]`.
@@ -2174,7 +2176,6 @@ mod tests {
             ("[stratum]\nproxy_from = [\"10.0.0.0/8\"]", "stratum.proxy_from"),
             ("[chain]\ncoin = \"litecoin\"", "chain.coin"),
             ("[chain]\nzmq = [\"tcp://127.0.0.1:28332\"]", "chain.zmq"),
-            ("[log]\nack = \"disk\"", "log.ack"),
             ("[log]\nrow = \"full\"", "log.row"),
             ("[log]\nwhen_full = \"rollup\"", "log.when_full"),
             ("[clickhouse]\nca_file = \"a.pem\"", "clickhouse.ca_file"),
@@ -2193,9 +2194,12 @@ mod tests {
         let high = load("[chain]\nrpc = [\"practice\"]\n[vardiff]\nmax = 512.0").expect("it loads").validate();
         let start = high.iter().find(|f| f.key == "stratum.difficulty").expect("a warning");
         assert_eq!(start.level, Level::Warning);
-        for accepted in
-            ["[log]\nack = \"memory\"", "[layout]\ndriver = \"uring\"", "[layout]\ndriver = \"mio\"\nisa = \"avx512\"\nnet = \"0-1\""]
-        {
+        for accepted in [
+            "[log]\nack = \"memory\"",
+            "[log]\nack = \"disk\"",
+            "[layout]\ndriver = \"uring\"",
+            "[layout]\ndriver = \"mio\"\nisa = \"avx512\"\nnet = \"0-1\"",
+        ] {
             let config = load(&format!("{accepted}\n[chain]\nrpc = [\"practice\"]")).expect(accepted);
             assert_eq!(refused(&config), Vec::<String>::new());
         }

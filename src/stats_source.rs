@@ -1,5 +1,5 @@
 //! Sums the counters of all stages into what the stats endpoint shows.
-use crate::config::Config;
+use crate::config::{Ack, Config};
 use crate::jobs::lock;
 use crate::stats::{
     Blocks, ClickHouse, Connections, Health, Identity, Latency, Log, Metric, MetricKind, Rejected, Ring, Shares, Snapshot, Stage,
@@ -155,6 +155,18 @@ impl PoolStats {
         self.nets.iter().map(|net| load(pick(net))).sum()
     }
 
+    /// Rows acknowledged that a power cut at this moment could take, and the age of the oldest in milliseconds. None in tier `disk`; in the others a row is safe once it is
+    /// in a sealed segment.
+    fn at_risk(&self) -> (f64, f64) {
+        if self.ack == Ack::Disk.name() {
+            return (0.0, 0.0);
+        }
+        let rows = load(&self.log.row_appended).saturating_sub(load(&self.log_counters.rows_sealed_of_run));
+        let oldest_us = load(&self.log_counters.oldest_unsealed_us);
+        let age_ms = if rows == 0 || oldest_us == 0 { 0 } else { self.clock.now_us().saturating_sub(oldest_us) / 1000 };
+        (rows as f64, age_ms as f64)
+    }
+
     fn metrics(&self) -> Vec<Metric> {
         let mut by_name: BTreeMap<String, Metric> = BTreeMap::new();
         let mut add = |stage: &str, samples: Vec<Sample>| {
@@ -173,6 +185,7 @@ impl PoolStats {
         let counter = |name: &str, help, value: u64| Metric { name: name.to_owned(), help, kind: MetricKind::Counter, value: value as f64 };
         let chain = self.chain.snapshot(self.clock.now_us());
         let log = &self.log_counters;
+        let (at_risk_rows, at_risk_ms) = self.at_risk();
         let mut all: Vec<_> = by_name.into_values().collect();
         all.extend([
             counter("chain_job_issued", "Jobs issued", chain.jobs),
@@ -186,6 +199,14 @@ impl PoolStats {
             gauge("chain_block_handed_most_seconds", "The same, the largest since the start", chain.handed_us_most as f64 / 1e6),
             gauge("log_full_state", "1 while the disk or max_bytes is full", f64::from(u8::from(log.log_full.load(Ordering::Relaxed)))),
             gauge("log_journal_spare_count", "Journal files ready for use", load(&log.journal_spares) as f64),
+            gauge("log_row_at_risk_count", "Rows acknowledged that a power cut now could take", at_risk_rows),
+            gauge("log_row_at_risk_ms", "Milliseconds since the oldest such row that the sealer has read came in", at_risk_ms),
+            counter("log_sync_completed", "Tier disk: rounds of the sync thread", load(&log.syncs)),
+            counter("log_sync_failed", "Tier disk: rounds that failed; nothing was acknowledged by them", load(&log.syncs_failed)),
+            counter("log_sync_spent_us", "Tier disk: microseconds spent in rounds of the sync thread", load(&log.sync_us)),
+            gauge("log_sync_longest_us", "Tier disk: the longest round", load(&log.sync_us_max) as f64),
+            counter("log_journal_replaced", "Tier disk: journal files given up after a failed write or sync", load(&log.journals_replaced)),
+            counter("log_tail_cut_byte", "Unacknowledged bytes behind the last sync that a power cut took", load(&log.cut_bytes)),
             counter("log_row_sealed", "Rows sealed into segments", load(&log.rows_sealed)),
             counter("log_journal_damaged", "Journal files set aside because a part of them was damaged", load(&log.journals_damaged)),
             counter("shipper_row_shipped", "Rows that ClickHouse acknowledged", load(&self.shipper.rows_shipped)),
@@ -324,11 +345,13 @@ impl StatsSource for PoolStats {
         if chain.fresh && !chain.last_error.is_empty() {
             degraded.push(format!("node: {}", chain.last_error));
         }
-        Health {
-            fresh_template: chain.fresh,
-            log_writable: !self.log_counters.log_full.load(Ordering::Relaxed),
-            draining: self.draining.load(Ordering::Relaxed),
-            degraded,
+        let log_full = self.log_counters.log_full.load(Ordering::Relaxed);
+        let troubles = self.log_counters.troubles();
+        let log_writable = !log_full && troubles.is_empty();
+        if log_full && troubles.is_empty() {
+            degraded.push("log: max_bytes is reached and nothing may be deleted yet".to_owned());
         }
+        degraded.extend(troubles.into_iter().map(|trouble| format!("log: {trouble}")));
+        Health { fresh_template: chain.fresh, log_writable, draining: self.draining.load(Ordering::Relaxed), degraded }
     }
 }

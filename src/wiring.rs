@@ -16,7 +16,7 @@ use otedama_pipeline::sys::{WallClock, allowed_cores, pin_to_core};
 use otedama_pipeline::{Cores, Running};
 use otedama_primitives::{BlockCandidate, Clock, Difficulty, RunId};
 use otedama_sharelog::store::SegmentStore;
-use otedama_sharelog::{LogSettings, LoggedRow, RunRecord, SealStep, Sealer, ShareLog};
+use otedama_sharelog::{LogSettings, LoggedRow, RunRecord, SealStep, Sealer, ShareLog, SyncStep, Syncer};
 use otedama_shipper::{Shipper, ShipperSettings, ShipperState};
 use otedama_stratum::v1;
 use otedama_stratum::vardiff::{Learning, Memory, Policy};
@@ -42,6 +42,14 @@ const FLAGGED_PER_TICK: usize = 512;
 const ASK_AGAIN_AFTER: u64 = 8192;
 /// How often the sealer looks at the journal when it has caught up.
 const SEALER_TICK: Duration = Duration::from_millis(5);
+/// How often the sync thread looks for new rows: at most this is added to the wait for a disk, which takes milliseconds.
+const SYNC_TICK: Duration = Duration::from_micros(100);
+/// The same once nothing has come for a while.
+const SYNC_TICK_AT_REST: Duration = Duration::from_millis(1);
+/// Looks without news after which the sync thread rests.
+const SYNC_LOOKS: u32 = 1000;
+/// Pause before a new file is tried after the disk refused one.
+const SYNC_RETRY: Duration = Duration::from_millis(200);
 /// The log-full check and clock corrections.
 const SLOW_TICK: Duration = Duration::from_millis(100);
 /// What the kernel holds for a connection in each direction at most, as it is asked for; Linux allows twice as much, half of it for its own bookkeeping. A thousand
@@ -84,6 +92,8 @@ pub struct Pool {
     stop_shipper: watch::Sender<bool>,
     chain: JoinHandle<()>,
     sealer: JoinHandle<bool>,
+    /// Tier `disk`.
+    sync: Option<JoinHandle<()>>,
     shipper: Option<JoinHandle<()>>,
     listening: Vec<SocketAddr>,
     started: Instant,
@@ -268,7 +278,9 @@ impl Pool {
             let code = error.exit_code();
             StartError { what: format!("opening the share log in {}", config.log.dir.display()), code, source: Some(Box::new(error)) }
         };
-        let (journal, sealer, registry, log_counters) = ShareLog::open(log_settings(config, run)).map_err(log_failed)?;
+        let open = if config.log.ack == Ack::Disk { ShareLog::open_synced } else { ShareLog::open };
+        let (journal, mut sealer, registry, log_counters) = open(log_settings(config, run)).map_err(log_failed)?;
+        let syncer = sealer.take_sync();
 
         let nets = cores.net.len();
         let shared = Listener::new(listeners, nets).map_err(|error| StartError::environment("preparing the listening sockets", error))?;
@@ -379,6 +391,10 @@ impl Pool {
             },
         };
         let chain = chain.start(source_of(config, &clock)?)?;
+        let sync = match syncer {
+            Some(syncer) => Some(start_sync(syncer, cores.control, stop_control.clone())?),
+            None => None,
+        };
         let sealer = start_sealer(sealer, flagged, log_full, clock, cores.control, stop_control.clone())?;
         let (stop_shipper, shipper_stop) = watch::channel(false);
         let shipper = match shipper_settings(config) {
@@ -395,6 +411,7 @@ impl Pool {
             stop_shipper,
             chain,
             sealer,
+            sync,
             shipper,
             listening,
             started,
@@ -428,7 +445,8 @@ impl Pool {
 
     /// False when a stage or a control thread has ended by itself: nothing but a bug or a failed disk does that.
     pub fn is_alive(&self) -> bool {
-        self.running.is_alive() && !self.sealer.is_finished() && !self.chain.is_finished()
+        let syncs = self.sync.as_ref().is_none_or(|sync| !sync.is_finished());
+        self.running.is_alive() && syncs && !self.sealer.is_finished() && !self.chain.is_finished()
     }
 
     /// Drains: no new work, every share in flight is answered and logged, every row sealed, then what is sealed is shipped for a few seconds.
@@ -436,6 +454,7 @@ impl Pool {
         self.stats.set_draining();
         let stages_clean = self.running.join();
         self.stop_control.store(true, Ordering::Release);
+        let synced = self.sync.is_none_or(|sync| sync.join().is_ok());
         let sealed = self.sealer.join().unwrap_or(false);
         // Every candidate is on a ring or has been read from the log by now: the watch hands them all on before it stops the chain.
         self.stop_chain.store(true, Ordering::Release);
@@ -444,7 +463,7 @@ impl Pool {
         let shipper_clean = self.shipper.is_none_or(|shipper| shipper.join().is_ok());
         let snapshot = crate::stats::StatsSource::snapshot(&*self.stats);
         self.stats_server.stop();
-        Drained { clean: stages_clean && sealed && chain_clean && shipper_clean, snapshot }
+        Drained { clean: stages_clean && synced && sealed && chain_clean && shipper_clean, snapshot }
     }
 }
 
@@ -651,6 +670,41 @@ fn start_sealer(
             }
         }
         sealer.drain(clock.now_us()).inspect_err(|error| eprintln!("error: the log could not be sealed: {}", chain_of(error))).is_ok()
+    })
+}
+
+fn start_sync(mut syncer: Syncer, core: usize, stop: Arc<AtomicBool>) -> Result<JoinHandle<()>, StartError> {
+    spawn("sync", core, move || {
+        let mut said: Option<Instant> = None;
+        let mut looks = 0;
+        loop {
+            // Looked at before the rows are: after the stages have ended nothing new can come.
+            let is_last = stop.load(Ordering::Acquire);
+            match syncer.step() {
+                Ok(SyncStep::Idle) if is_last => break,
+                Ok(SyncStep::Idle) => {
+                    looks += 1;
+                    std::thread::sleep(if looks < SYNC_LOOKS { SYNC_TICK } else { SYNC_TICK_AT_REST });
+                }
+                Ok(SyncStep::Synced) => looks = 0,
+                Ok(SyncStep::Replaced(cause)) => {
+                    eprintln!("error: {cause}; that journal file is given up, and all that it held is durable in a new one");
+                }
+                Err(error) => {
+                    if said.is_none_or(|at| at.elapsed() > Duration::from_secs(10)) {
+                        said = Some(Instant::now());
+                        eprintln!(
+                            "error: the share log cannot be made durable, no share is acknowledged until it can: {}",
+                            chain_of(&error)
+                        );
+                    }
+                    if is_last {
+                        break;
+                    }
+                    std::thread::sleep(SYNC_RETRY);
+                }
+            }
+        }
     })
 }
 

@@ -54,6 +54,13 @@ fn the_books_agree_where_answers_leave_before_the_append() {
 }
 
 #[test]
+fn the_books_agree_where_answers_wait_for_the_disk() {
+    books_agree_over(Config { ack: "disk", ..Config::default() }, Amount::Submits(20_000), 64, 8);
+    // Rows that come while the log stage has a core of its own, too.
+    books_agree_over(Config { ack: "disk", net: "0", validate: "1", ..Config::default() }, Amount::Submits(20_000), 64, 64);
+}
+
+#[test]
 fn the_books_agree_where_jobs_and_blocks_change_under_load() {
     // Long enough for a few of both: refreshes keep earlier jobs, blocks end them with shares on the wire.
     books_agree_over(Config { refresh_s: 1, block_s: 2, ..Config::default() }, Amount::Seconds(size(5, 60)), 32, 16);

@@ -112,7 +112,9 @@ stage_metrics! {
         Counter batch_committed = "Commit records written";
         Counter dimension_appended = "Session and worker records appended";
         Counter journal_full_waited = "Passes that found no room in the journal";
-        Counter row_unrecorded = "Shares answered overload because the disk is full: no row, no credit";
+        Counter row_unrecorded = "Shares answered overload because the disk is full or failing: no credit";
+        Gauge row_waiting = "Rows appended whose answers wait for a sync: tier disk";
+        Gauge row_answered_early_most = "Most rows that were answered and not yet in the journal at one moment: what a kill may lose in tier memory";
     }
 }
 

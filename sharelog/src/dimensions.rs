@@ -2,6 +2,7 @@
 use crate::error::LogError;
 use crate::records::{self, BlockRecord, DimensionEntry, JobRecord, RunRecord, kind};
 use crate::storage::Storage;
+use otedama_killpoint::pass;
 use otedama_primitives::{Dimension, JobId};
 use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
@@ -154,6 +155,8 @@ impl DimensionReader {
         }
         match step(self.unread()) {
             Step::Torn => Ok(None),
+            // A file whose size survived a power cut and whose last bytes did not ends in zeros: as torn as a short one.
+            Step::Damage if self.rest_is_blank()? => Ok(None),
             Step::Damage => {
                 let start = self.offset;
                 let skipped = self.resync()?;
@@ -172,6 +175,21 @@ impl DimensionReader {
                 }
             }
         }
+    }
+
+    /// Whether only zeros stand from here to the end of the file. Looks no further than the first other byte, and moves nothing.
+    fn rest_is_blank(&self) -> Result<bool, LogError> {
+        if self.unread().iter().any(|&byte| byte != 0) {
+            return Ok(false);
+        }
+        let Ok(mut file) = File::open(&self.path) else { return Ok(false) };
+        file.seek(SeekFrom::Start(self.offset)).map_err(LogError::io("seek in", &self.path))?;
+        for byte in BufReader::new(file).bytes() {
+            if byte.map_err(LogError::io("read", &self.path))? != 0 {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Skips to the next valid record, or to the end.
@@ -224,6 +242,8 @@ impl Iterator for DimensionReader {
 pub(crate) struct DimensionLog {
     storage: Arc<dyn Storage>,
     path: PathBuf,
+    /// Tier `disk`: runs, jobs and blocks are durable when they are recorded, as the rows that name them will be.
+    syncs: bool,
     inner: Mutex<Inner>,
 }
 
@@ -242,7 +262,7 @@ struct Inner {
 
 impl DimensionLog {
     /// Opens or creates the file for appending behind the last whole record; a torn tail is cut. `trusted` is an offset known to be a record's end.
-    pub(crate) fn open(storage: Arc<dyn Storage>, dir: &Path, epoch: u32, trusted: u64) -> Result<Self, LogError> {
+    pub(crate) fn open(storage: Arc<dyn Storage>, dir: &Path, epoch: u32, trusted: u64, syncs: bool) -> Result<Self, LogError> {
         let path = dir.join(DIMENSIONS_FILE);
         let bytes = std::fs::metadata(&path).map_or(0, |metadata| metadata.len());
         let (file, end) = if bytes < DIMENSIONS_START {
@@ -276,7 +296,7 @@ impl DimensionLog {
             sessions: HashSet::new(),
             workers: HashSet::new(),
         };
-        Ok(Self { storage, path, inner: Mutex::new(inner) })
+        Ok(Self { storage, path, syncs, inner: Mutex::new(inner) })
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -306,17 +326,18 @@ impl DimensionLog {
         }
     }
 
-    /// Writes a record at once: it survives the death of the process when this returns.
-    fn append(&self, kind: u32, run_prefix: u32, payload: &[u8]) -> Result<(), LogError> {
+    /// Writes a record at once: it survives the death of the process when this returns, and a power cut where `durable` and the tier say so.
+    fn append(&self, kind: u32, run_prefix: u32, payload: &[u8], durable: bool) -> Result<(), LogError> {
         let mut inner = self.lock();
         let queued = inner.pending.len();
         push_record(&mut inner.pending, kind, run_prefix, payload);
-        let result = self.write_pending(&mut inner);
-        if result.is_err() {
+        if let Err(error) = self.write_pending(&mut inner) {
             // Nothing of it counts: the caller is told and may try again.
             inner.pending.truncate(queued);
+            return Err(error);
         }
-        result
+        pass("dimensions.written");
+        if durable && self.syncs { self.sync_locked(&mut inner).map(|_| ()) } else { Ok(()) }
     }
 
     fn write_pending(&self, inner: &mut Inner) -> Result<(), LogError> {
@@ -332,8 +353,11 @@ impl DimensionLog {
 
     /// Writes what is queued and makes everything durable; returns the end offset.
     pub(crate) fn sync(&self) -> Result<u64, LogError> {
-        let mut inner = self.lock();
-        self.write_pending(&mut inner)?;
+        self.sync_locked(&mut self.lock())
+    }
+
+    fn sync_locked(&self, inner: &mut Inner) -> Result<u64, LogError> {
+        self.write_pending(inner)?;
         if inner.unsynced.is_empty() {
             return Ok(inner.end);
         }
@@ -344,6 +368,7 @@ impl DimensionLog {
         inner.sync_failed = true;
         self.storage.fsync(&inner.file).map_err(LogError::io("fsync", &self.path))?;
         inner.sync_failed = false;
+        pass("dimensions.synced");
         inner.unsynced.clear();
         Ok(inner.end)
     }
@@ -365,24 +390,25 @@ impl Registry {
         Self { log, _lock: lock }
     }
 
-    /// Records a boot. Survives the death of the process when it returns, as do all others here; durable against power loss before a segment that needs it.
+    /// Records a boot. Survives the death of the process when it returns, as do all others here; durable against power loss when it returns in tier `disk`, else before
+    /// a segment that needs it.
     pub fn run(&self, record: &RunRecord) -> Result<(), LogError> {
-        self.log.append(kind::RUN, record.run.prefix(), &records::encode_run(record))
+        self.log.append(kind::RUN, record.run.prefix(), &records::encode_run(record), true)
     }
 
     /// Records a job; call it before the job is published, and do not publish on an error: a row that names it would not resolve.
     pub fn job(&self, record: &JobRecord) -> Result<(), LogError> {
-        self.log.append(kind::JOB, record.job.run().prefix(), &records::encode_job(record))
+        self.log.append(kind::JOB, record.job.run().prefix(), &records::encode_job(record), true)
     }
 
-    /// Records that a job ended `us` microseconds after the epoch.
+    /// Records that a job ended `us` microseconds after the epoch. The next sync makes it durable: a new job's notify does not wait for it.
     pub fn job_end(&self, job: JobId, us: u64) -> Result<(), LogError> {
-        self.log.append(kind::JOB_END, job.run().prefix(), &records::encode_job_end(job, us))
+        self.log.append(kind::JOB_END, job.run().prefix(), &records::encode_job_end(job, us), false)
     }
 
     /// Records a block candidate or what became of it.
     pub fn block(&self, record: &BlockRecord) -> Result<(), LogError> {
-        self.log.append(kind::BLOCK, record.job.run().prefix(), &records::encode_block(record))
+        self.log.append(kind::BLOCK, record.job.run().prefix(), &records::encode_block(record), true)
     }
 
     /// Makes everything recorded so far durable against power loss.

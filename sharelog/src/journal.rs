@@ -1,14 +1,16 @@
 //! The open form of the log: the log stage appends batches to mapped, preallocated files.
 use crate::error::JournalFull;
 use crate::journal_format::{
-    BATCH_DIMENSIONS_MAX, BATCH_ROWS_MAX, CELL, COMMITTED_END_OFFSET, Commit, DIMENSION_CELLS, FIRST_CELL, committed_end_word,
+    BATCH_DIMENSIONS_MAX, BATCH_ROWS_MAX, CELL, COMMITTED_END_OFFSET, Commit, DIMENSION_CELLS, FIRST_CELL, committed_end_word, row_sequence,
 };
 use crate::mapping::MappedFile;
+use crate::sync::JournalSync;
+use otedama_killpoint::pass;
 use otedama_primitives::{Dimension, ShareRow};
 use std::fs::File;
 use std::sync::Arc;
 
-/// A journal file ready for batches: mapped, faulted in, its header written.
+/// A journal file ready for batches: mapped, faulted in, its header written. In tier `disk` the mapping is of memory that the sync thread copies to the file.
 pub(crate) struct JournalFile {
     pub(crate) map: MappedFile,
     pub(crate) number: u32,
@@ -25,12 +27,45 @@ pub struct Journal {
     rows_appended: u64,
     spares: rtrb::Consumer<JournalFile>,
     full: rtrb::Producer<JournalFile>,
+    /// Tier `disk`: tells the sync thread how far the journal is, and hears how far it is durable.
+    sync: Option<JournalSync>,
     _lock: Arc<File>,
 }
 
 impl Journal {
-    pub(crate) fn new(spares: rtrb::Consumer<JournalFile>, full: rtrb::Producer<JournalFile>, lock: Arc<File>) -> Self {
-        Self { current: None, next_cell: 0, next_row: 0, last_us: 0, rows_appended: 0, spares, full, _lock: lock }
+    pub(crate) fn new(
+        spares: rtrb::Consumer<JournalFile>,
+        full: rtrb::Producer<JournalFile>,
+        sync: Option<JournalSync>,
+        lock: Arc<File>,
+    ) -> Self {
+        Self { current: None, next_cell: 0, next_row: 0, last_us: 0, rows_appended: 0, spares, full, sync, _lock: lock }
+    }
+
+    /// The place behind the last batch, as `durable_position` counts: grows with every append, 0 before the first.
+    #[inline]
+    pub fn position(&self) -> u64 {
+        self.current.as_ref().map_or(0, |file| row_sequence(file.number, self.next_cell))
+    }
+
+    /// Up to where what was appended holds as the tier promises: batches whose `position` was at or under it may be acknowledged. In tier `disk` it follows the sync
+    /// thread; otherwise an append holds when it returns.
+    #[inline]
+    pub fn durable_position(&mut self) -> u64 {
+        match self.sync.as_mut() {
+            Some(sync) => sync.durable_position(),
+            None => u64::MAX,
+        }
+    }
+
+    /// True where answers wait for a sync: tier `disk`.
+    pub fn is_synced(&self) -> bool {
+        self.sync.is_some()
+    }
+
+    /// True while what is appended cannot be made durable: the disk refuses it.
+    pub fn sync_is_failing(&self) -> bool {
+        self.sync.as_ref().is_some_and(JournalSync::is_failing)
     }
 
     /// Cells of 64 bytes (one per row, four per dimension record) that a single `append` can take right now. Zero: the log is full.
@@ -94,11 +129,17 @@ impl Journal {
         if let Some(slot) = commit_bytes.get_mut(8..) {
             slot.copy_from_slice(rest);
         }
+        pass("journal.cells_written");
         // Release, twice: the cells and the rest of the record come before the word with magic and file number, and that before the committed end.
         let word = first.first_chunk().map_or(0, |eight| u64::from_le_bytes(*eight));
         file.map.store_release(at, word);
+        pass("journal.commit_stored");
         self.next_cell += cells + 1;
         file.map.store_release(COMMITTED_END_OFFSET, committed_end_word(file.number, self.next_cell));
+        pass("journal.end_stored");
+        if let Some(sync) = self.sync.as_ref() {
+            sync.appended(row_sequence(file.number, self.next_cell));
+        }
         self.next_row += rows.len() as u32;
         self.rows_appended += rows.len() as u64;
         self.last_us = last_us;
@@ -122,6 +163,7 @@ impl Journal {
         self.current = self.spares.pop().ok();
         self.next_cell = FIRST_CELL;
         self.next_row = 0;
+        pass("journal.turned");
         Ok(())
     }
 }

@@ -1,12 +1,16 @@
 //! Bytes of a journal file: a header, the committed end, then batches. All numbers little-endian, all in 64-byte cells.
 //!
 //! ```text
-//! cell 0   header: magic, version, file number, run prefix, directory epoch, cells; crc32c in its last 4 bytes
-//! cell 1   committed end: next free cell u32, crc32c of (file number, next free cell) u32; one word, stored last of all
+//! cell 0   header: magic, version, file number, run prefix, directory epoch, cells, newest segment; crc32c in its last 4 bytes
+//! cell 1   committed end: next free cell u32, crc32c of (file number, next free cell) u32; one word, stored last of all;
+//!          in tier `disk` a second such word: the end that was durable when the first was written (0 in the other tiers)
 //! cell 2.. batches: a commit record, then dimension cells (4 per record), then row cells (1 per row)
 //! ```
 //! A commit stands before its cells but is written after them, so a scan is a walk. The word with its magic and file number is stored after the rest of the record:
 //! a process killed half way leaves no commit. A recycled file has a higher number, so what an earlier use left behind is not valid.
+//!
+//! In tier `disk` nothing behind the durable end was acknowledged before the next sync returned. Pages reach a disk in any order, so a power cut may leave holes there:
+//! the file ends at the first of them. Below the durable end a hole is damage.
 use bytemuck::{Pod, Zeroable};
 use otedama_primitives::{Dimension, ShareRow};
 
@@ -24,6 +28,8 @@ pub const BATCH_DIMENSIONS_MAX: usize = 64;
 pub(crate) const BATCH_CELLS_MAX: u32 = 1 + BATCH_DIMENSIONS_MAX as u32 * DIMENSION_CELLS + BATCH_ROWS_MAX as u32;
 /// Byte offset of the committed end.
 pub(crate) const COMMITTED_END_OFFSET: usize = CELL;
+/// Byte offset of the durable end.
+pub(crate) const DURABLE_END_OFFSET: usize = CELL + 8;
 /// Bytes of header and committed end.
 pub(crate) const PREAMBLE: usize = 2 * CELL;
 
@@ -39,7 +45,7 @@ const _: () = assert!(size_of::<ShareRow>() == CELL && size_of::<Dimension>() ==
 #[derive(Clone, Copy, Pod, Zeroable)]
 pub(crate) struct Cell(pub(crate) [u8; CELL]);
 
-/// A place in the journal: file number << 32 | row index in the file. Grows over the life of a folder, with gaps between files; no two rows share one.
+/// A place in the journal: file number << 32 | row index in the file (or cell, where positions of batches are compared). Grows over the life of a folder, with gaps between files; no two rows share one.
 pub(crate) fn row_sequence(file_number: u32, row: u32) -> u64 {
     (u64::from(file_number) << 32) | u64::from(row)
 }
@@ -54,6 +60,8 @@ pub(crate) struct JournalHeader {
     pub(crate) epoch: u32,
     /// Cells of the file, header included.
     pub(crate) cells: u32,
+    /// Sequence of the newest segment when the file was made ready: were the newest segments to vanish with their metas, this still tells. 0 in files of earlier builds.
+    pub(crate) sealed: u32,
 }
 
 impl JournalHeader {
@@ -66,6 +74,7 @@ impl JournalHeader {
         bytes[16..20].copy_from_slice(&self.run_prefix.to_le_bytes());
         bytes[20..24].copy_from_slice(&self.epoch.to_le_bytes());
         bytes[24..28].copy_from_slice(&self.cells.to_le_bytes());
+        bytes[28..32].copy_from_slice(&self.sealed.to_le_bytes());
         let crc = crc32c::crc32c(&bytes[..60]);
         bytes[60..64].copy_from_slice(&crc.to_le_bytes());
         bytes[COMMITTED_END_OFFSET..COMMITTED_END_OFFSET + 8]
@@ -86,7 +95,13 @@ impl JournalHeader {
         if version != VERSION {
             return Err(HeaderProblem::Version(version));
         }
-        Ok(Self { file_number: word32(bytes, 12), run_prefix: word32(bytes, 16), epoch: word32(bytes, 20), cells: word32(bytes, 24) })
+        Ok(Self {
+            file_number: word32(bytes, 12),
+            run_prefix: word32(bytes, 16),
+            epoch: word32(bytes, 20),
+            cells: word32(bytes, 24),
+            sealed: word32(bytes, 28),
+        })
     }
 }
 
@@ -116,6 +131,18 @@ fn word64(bytes: &[u8; CELL], at: usize) -> u64 {
 pub(crate) fn committed_end_word(file_number: u32, next_cell: u32) -> u64 {
     let text = (u64::from(file_number) << 32) | u64::from(next_cell);
     u64::from(next_cell) | (u64::from(crc32c::crc32c(&text.to_le_bytes())) << 32)
+}
+
+/// The second word of cell 1. Its check is of its own kind: one word is never taken for the other.
+pub(crate) fn durable_end_word(file_number: u32, next_cell: u32) -> u64 {
+    let text = (u64::from(next_cell) << 32) | u64::from(!file_number);
+    u64::from(next_cell) | (u64::from(crc32c::crc32c(&text.to_le_bytes())) << 32)
+}
+
+/// The durable end that the word tells; None when its check fails, as it does in files of the other tiers.
+pub(crate) fn durable_end(word: u64, file_number: u32) -> Option<u32> {
+    let next_cell = word as u32;
+    (durable_end_word(file_number, next_cell) == word).then_some(next_cell)
 }
 
 /// The first free cell that the word tells, None when its check fails.
@@ -220,7 +247,7 @@ mod tests {
 
     #[test]
     fn a_header_comes_back_and_every_flipped_byte_of_it_is_seen() {
-        let header = JournalHeader { file_number: 7, run_prefix: 0x0112_3456, epoch: 9, cells: 1024 };
+        let header = JournalHeader { file_number: 7, run_prefix: 0x0112_3456, epoch: 9, cells: 1024, sealed: 77 };
         let bytes = header.preamble();
         assert_eq!(JournalHeader::decode(&bytes), Ok(header));
         for at in 0..CELL {
@@ -242,6 +269,8 @@ mod tests {
         for bit in 0..64 {
             assert_eq!(committed_end(word ^ (1 << bit), 7), None);
         }
+        assert_eq!((durable_end(durable_end_word(7, 40), 7), durable_end(durable_end_word(7, 40), 8)), (Some(40), None));
+        assert_eq!((durable_end(word, 7), committed_end(durable_end_word(7, 40), 7), durable_end(0, 7)), (None, None, None));
     }
 
     #[test]

@@ -2,7 +2,8 @@
 use crate::error::LogError;
 use crate::folder;
 use crate::journal_format::{
-    BATCH_CELLS_MAX, CELL, COMMITTED_END_OFFSET, Cell, FIRST_CELL, JournalHeader, Parsed, committed_end, parse, row_sequence,
+    BATCH_CELLS_MAX, CELL, COMMITTED_END_OFFSET, Cell, DURABLE_END_OFFSET, FIRST_CELL, JournalHeader, Parsed, committed_end, durable_end,
+    parse, row_sequence,
 };
 use crate::segment::LoggedRow;
 use bytemuck::Zeroable;
@@ -18,6 +19,8 @@ pub(crate) struct JournalScan {
     pub(crate) header: Option<JournalHeader>,
     /// The stored committed end; None where its check fails.
     pub(crate) committed_end: Option<u32>,
+    /// Of a file of tier `disk`: behind this cell nothing is acknowledged yet, and a hole is where a power cut ended the file.
+    pub(crate) durable_end: Option<u32>,
     pub(crate) batches: u64,
     /// Cell behind the last batch.
     pub(crate) end_cell: u32,
@@ -89,6 +92,7 @@ fn read_part(file: &File, path: &Path, covered: u64, margin: u32) -> Result<(Jou
         path: path.to_path_buf(),
         header: None,
         committed_end: None,
+        durable_end: None,
         batches: 0,
         end_cell: FIRST_CELL,
         rows: Vec::new(),
@@ -116,6 +120,8 @@ fn read_part(file: &File, path: &Path, covered: u64, margin: u32) -> Result<(Jou
     let mut word = [0u8; 8];
     file.read_exact_at(&mut word, COMMITTED_END_OFFSET as u64).map_err(LogError::io("read", path))?;
     scan.committed_end = committed_end(u64::from_le_bytes(word), header.file_number);
+    file.read_exact_at(&mut word, DURABLE_END_OFFSET as u64).map_err(LogError::io("read", path))?;
+    scan.durable_end = durable_end(u64::from_le_bytes(word), header.file_number);
     if scan.committed_end.is_none() {
         scan.problems.push("the word with its committed end does not match its check".into());
     }
@@ -153,6 +159,9 @@ fn read_part(file: &File, path: &Path, covered: u64, margin: u32) -> Result<(Jou
             Parsed::Incomplete | Parsed::Nothing => {
                 if scan.committed_end.is_some_and(|end| cell >= end) {
                     break;
+                }
+                if scan.durable_end.is_some_and(|durable| cell >= durable) {
+                    return Ok((scan, u32::MAX));
                 }
                 if scan.committed_end.is_some() {
                     bad_from.get_or_insert(cell);

@@ -1,7 +1,7 @@
 //! The share log: every submit becomes one row, exactly once, whatever dies.
 //!
 //! `Journal` (log stage) appends to mapped files; `Sealer` (control core) turns them into segments that ClickHouse takes as they are; `Registry` records what the ids in
-//! rows mean. Readers (`store`, `scan`, `shares`, `verify`) need no lock. Format: `journal_format`, `segment`, `dimensions`; order of syncs: `sealer`.
+//! rows mean; in tier `disk` `Syncer` (a thread of its own) makes the journal durable before it is acknowledged. Readers (`store`, `scan`, `shares`, `verify`) need no lock. Format: `journal_format`, `segment`, `dimensions`; order of syncs: `sealer`.
 #![deny(unsafe_code)]
 
 mod content_hash;
@@ -23,6 +23,7 @@ mod segment;
 pub mod shares;
 mod storage;
 pub mod store;
+mod sync;
 mod utc;
 pub mod verify;
 
@@ -30,10 +31,11 @@ pub use dimensions::{DIMENSIONS_FILE, DIMENSIONS_START, DimensionReader, Registr
 pub use error::{JournalFull, LogError};
 pub use journal::Journal;
 pub use journal_format::{BATCH_DIMENSIONS_MAX, BATCH_ROWS_MAX};
-pub use log::{LogCounters, LogHandles, LogSettings, ShareLog};
+pub use log::{LogCounters, LogHandles, LogSettings, ShareLog, Trouble};
 pub use records::{BlockRecord, BlockStatus, DimensionEntry, JobRecord, RunRecord};
 pub use sealer::{SealStep, Sealer};
 pub use segment::{
     COLUMNS, JournalRange, LoggedRow, ROW_BYTES, SEGMENT_ROWS_MAX, SegmentBlock, SegmentMeta, parse_segment_name, segment_name,
 };
 pub use storage::{Disk, Storage};
+pub use sync::{SyncStep, Syncer};

@@ -3,18 +3,22 @@ use crate::dimensions::{DIMENSIONS_START, DimensionLog, Registry};
 use crate::error::LogError;
 use crate::folder::{self, seg_of};
 use crate::journal::Journal;
-use crate::journal_format::{BATCH_CELLS_MAX, CELL, FIRST_CELL, HeaderProblem, JournalHeader, PREAMBLE, row_sequence};
+use crate::journal_format::{
+    BATCH_CELLS_MAX, CELL, DURABLE_END_OFFSET, FIRST_CELL, HeaderProblem, JournalHeader, PREAMBLE, durable_end, row_sequence,
+};
 use crate::sealer::{FILES_MAX, Sealer, SealerParts, Source};
 use crate::segment::SEGMENT_ROWS_MAX;
 use crate::storage::{Disk, Storage};
 use crate::store;
+use crate::sync::new_sync;
+use otedama_killpoint::pass;
 use otedama_primitives::RunId;
 use std::collections::VecDeque;
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Settings of a log, from `[log]` and `[pool]`.
 #[derive(Clone, Debug)]
@@ -62,6 +66,51 @@ pub struct LogCounters {
     pub journal_spares: AtomicU64,
     /// Journal files set aside because a part of them was damaged.
     pub journals_damaged: AtomicU64,
+    /// Rows of this run in sealed segments: they survive a power cut whatever the tier.
+    pub rows_sealed_of_run: AtomicU64,
+    /// Arrival of the oldest row that the sealer has read and not sealed, microseconds since the epoch; 0 where there is none.
+    pub oldest_unsealed_us: AtomicU64,
+    /// Bytes of journal behind the last sync that a power cut took, as recovery found. Nothing there was acknowledged.
+    pub cut_bytes: AtomicU64,
+    /// Tier `disk`: rounds of the sync thread.
+    pub syncs: AtomicU64,
+    /// Tier `disk`: rounds that failed; nothing was acknowledged by them.
+    pub syncs_failed: AtomicU64,
+    /// Tier `disk`: microseconds spent in rounds.
+    pub sync_us: AtomicU64,
+    /// Tier `disk`: the longest round, microseconds.
+    pub sync_us_max: AtomicU64,
+    /// Tier `disk`: journal files replaced because writing or syncing them failed.
+    pub journals_replaced: AtomicU64,
+    troubles: Mutex<[String; 2]>,
+}
+
+/// Who cannot write.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Trouble {
+    /// The sealer: segments, dimension records, new journal files.
+    Sealing = 0,
+    /// The sync thread of tier `disk`.
+    Syncing = 1,
+}
+
+impl LogCounters {
+    /// Keeps what keeps `who` from writing, or clears it. Takes a lock: not for a share core.
+    pub fn trouble(&self, who: Trouble, error: Option<&LogError>) {
+        let mut troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(text) = troubles.get_mut(who as usize) {
+            match error {
+                Some(error) => *text = error.to_string(),
+                None => text.clear(),
+            }
+        }
+    }
+
+    /// Why the log cannot be written right now; empty when it can.
+    pub fn troubles(&self) -> Vec<String> {
+        let troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
+        troubles.iter().filter(|text| !text.is_empty()).cloned().collect()
+    }
 }
 
 /// What `ShareLog::open` gives: the end for the log stage, the one for the control core, the registry and the counters.
@@ -79,18 +128,43 @@ impl ShareLog {
     /// Opens or creates a log. Reads headers only: what an earlier process left is sealed by `Sealer::step`, before any row of this run.
     /// `LogError::Locked` when another process has the folder.
     pub fn open_with<S: Storage>(settings: LogSettings, storage: S) -> Result<LogHandles<S>, LogError> {
+        Self::open_as(settings, storage, false)
+    }
+
+    /// Opens a log of tier `disk` on the real disk. See `open_synced_with`.
+    pub fn open_synced(settings: LogSettings) -> Result<LogHandles<Disk>, LogError> {
+        Self::open_synced_with(settings, Disk)
+    }
+
+    /// Opens or creates a log of tier `disk`: `Journal::durable_position` follows the sync thread, which is `Sealer::take_sync`.
+    pub fn open_synced_with<S: Storage>(settings: LogSettings, storage: S) -> Result<LogHandles<S>, LogError> {
+        Self::open_as(settings, storage, true)
+    }
+
+    fn open_as<S: Storage>(settings: LogSettings, storage: S, is_synced: bool) -> Result<LogHandles<S>, LogError> {
         check(&settings)?;
         let dir = settings.dir.clone();
         std::fs::create_dir_all(&dir).map_err(LogError::io("create", &dir))?;
         let lock = Arc::new(folder::lock(&dir)?);
+        pass("open.locked");
         let storage = Arc::new(storage);
         let epoch = folder::ensure_epoch(&*storage, &dir)?;
+        pass("open.epoch_known");
         let counters = Arc::new(LogCounters::default());
         let recovery = recover(&*storage, &dir, &counters)?;
+        pass("open.recovered");
 
-        let dimensions = Arc::new(DimensionLog::open(storage.clone(), &dir, epoch, recovery.dimensions_end)?);
+        let dimensions = Arc::new(DimensionLog::open(storage.clone(), &dir, epoch, recovery.dimensions_end, is_synced)?);
+        pass("open.dimensions_open");
         let (spares_tx, spares_rx) = rtrb::RingBuffer::new(FILES_MAX);
         let (full_tx, full_rx) = rtrb::RingBuffer::new(FILES_MAX);
+        let (journal_sync, sync) = if is_synced {
+            let (journal, files, syncer) = new_sync(storage.clone(), &dir, counters.clone(), lock.clone(), FILES_MAX);
+            (Some(journal), Some((files, syncer)))
+        } else {
+            (None, None)
+        };
+        let folders = storage.clone();
         let mut sealer = Sealer::new(SealerParts {
             storage,
             settings,
@@ -99,6 +173,7 @@ impl ShareLog {
             dimensions: dimensions.clone(),
             spares: spares_tx,
             full: full_rx,
+            sync,
             leftovers: recovery.leftovers,
             next_file_number: recovery.next_file_number,
             next_slot: recovery.next_slot,
@@ -109,10 +184,18 @@ impl ShareLog {
         match sealer.make_first() {
             Ok(()) => {}
             // The journal has no room then, which the log stage sees; the sealer makes a file as soon as there is space.
-            Err(error) if error.is_disk_full() => counters.log_full.store(true, std::sync::atomic::Ordering::Relaxed),
+            Err(error) if error.is_disk_full() => counters.log_full.store(true, Ordering::Relaxed),
             Err(error) => return Err(error),
         }
-        let journal = Journal::new(spares_rx, full_tx, lock.clone());
+        if is_synced {
+            // Names are what a power cut takes first: the folder's in its parent, the files' in the folder.
+            let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            for folder in [parent, &dir] {
+                folders.sync_folder(folder).map_err(LogError::io("fsync", folder))?;
+            }
+        }
+        pass("open.ready");
+        let journal = Journal::new(spares_rx, full_tx, journal_sync, lock.clone());
         let registry = Arc::new(Registry::new(dimensions, lock));
         Ok((journal, sealer, registry, counters))
     }
@@ -177,7 +260,12 @@ fn recover<S: Storage>(storage: &S, dir: &Path, counters: &LogCounters) -> Resul
                     finished: true,
                     leftover: true,
                     damaged: cells < header.cells,
+                    durable_end: preamble
+                        .get(DURABLE_END_OFFSET..)
+                        .and_then(|rest| rest.first_chunk())
+                        .and_then(|word| durable_end(u64::from_le_bytes(*word), header.file_number)),
                     map: None,
+                    disk: None,
                 });
             }
             Err(HeaderProblem::Version(version)) => {
@@ -190,7 +278,7 @@ fn recover<S: Storage>(storage: &S, dir: &Path, counters: &LogCounters) -> Resul
                 // Never thrown away: a person may still read rows out of it.
                 let aside = path.with_extension("damaged");
                 storage.rename(path, &aside).map_err(LogError::io("set aside", path))?;
-                counters.journals_damaged.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                counters.journals_damaged.fetch_add(1, Ordering::Relaxed);
             }
         }
     }
@@ -219,6 +307,9 @@ fn recover<S: Storage>(storage: &S, dir: &Path, counters: &LogCounters) -> Resul
             continue;
         }
         storage.remove(&path).map_err(LogError::io("remove", &path))?;
+    }
+    for source in &leftovers {
+        next_sequence = next_sequence.max(source.header.sealed.saturating_add(1));
     }
     for name in &listing.cursors {
         // A folder that lost its segments must not call a new one by a number that a follower has passed.

@@ -1,5 +1,6 @@
 //! The one place of this crate with `unsafe`: a shared mapping of a preallocated file.
 use memmap2::{Advice, MmapMut, MmapOptions};
+use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, memfd_create};
 use std::fs::File;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,6 +8,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// A writable shared mapping of a whole journal file. The file is fallocated to at least this size and never truncated while mapped, so a store never meets SIGBUS.
 pub(crate) struct MappedFile {
     map: MmapMut,
+}
+
+/// A file of memory alone, with all its pages reserved. Tier `disk` maps this in place of the journal file: a store into a page of a real file that is just being
+/// written back takes a page fault and may wait for the file system's own journal, and no share core waits for a disk.
+pub(crate) fn memory_file(name: &str, bytes: u64) -> io::Result<File> {
+    let file = memfd_create(name, MemfdFlags::CLOEXEC)?;
+    fallocate(&file, FallocateFlags::empty(), 0, bytes)?;
+    Ok(file.into())
 }
 
 impl MappedFile {

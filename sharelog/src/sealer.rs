@@ -4,19 +4,21 @@ use crate::error::LogError;
 use crate::folder::{self, seg_of};
 use crate::journal::JournalFile;
 use crate::journal_format::{CELL, COMMITTED_END_OFFSET, Cell, FIRST_CELL, JournalHeader, Parsed, committed_end, parse, row_sequence};
-use crate::log::{LogCounters, LogSettings};
-use crate::mapping::MappedFile;
+use crate::log::{LogCounters, LogSettings, Trouble};
+use crate::mapping::{MappedFile, memory_file};
 use crate::segment::{Columns, LoggedRow, SEGMENT_ROWS_MAX, SegmentMeta, segment_name, utc_day};
 use crate::storage::{Disk, Storage};
 use crate::store::{self, meta_path, native_path};
+use crate::sync::{DiskFile, SyncFile, Syncer, preamble};
 use bytemuck::Zeroable;
+use otedama_killpoint::pass;
 use otedama_primitives::{Coin, ShareRow, ShareStatus, flags};
 use std::collections::VecDeque;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex};
 
 /// Spare journal files wanted, those included that come back with the next segment.
 const SPARES_WANTED: usize = 3;
@@ -43,7 +45,7 @@ pub enum SealStep {
     Worked,
 }
 
-/// A journal file that the sealer reads, by pread: never through the mapping.
+/// A journal file that the sealer reads, by pread: never through the mapping. In tier `disk` `file` is the memory that the log stage writes, and the sync thread writes the disk.
 pub(crate) struct Source {
     pub(crate) header: JournalHeader,
     pub(crate) path: PathBuf,
@@ -57,7 +59,11 @@ pub(crate) struct Source {
     /// Written by an earlier process: its tail may hold a commit behind the committed end.
     pub(crate) leftover: bool,
     pub(crate) damaged: bool,
+    /// Of a leftover of tier `disk`: behind this cell nothing was acknowledged, and a hole is where a power cut ended the file.
+    pub(crate) durable_end: Option<u32>,
     pub(crate) map: Option<MappedFile>,
+    /// Tier `disk`: the file at `path`, held open for the sync thread.
+    pub(crate) disk: Option<DiskFile>,
 }
 
 impl Source {
@@ -90,6 +96,9 @@ pub struct Sealer<S: Storage = Disk> {
     dimensions: Arc<DimensionLog>,
     spares: rtrb::Producer<JournalFile>,
     full: rtrb::Consumer<JournalFile>,
+    /// Tier `disk`: files on their way to the sync thread.
+    sync_files: Option<rtrb::Producer<SyncFile>>,
+    syncer: Option<Syncer<S>>,
     /// To be read, in order.
     sources: VecDeque<Source>,
     /// Read to the end, waiting for their rows to be sealed.
@@ -115,7 +124,7 @@ pub struct Sealer<S: Storage = Disk> {
 }
 
 /// What `ShareLog::open` hands to the sealer.
-pub(crate) struct SealerParts<S> {
+pub(crate) struct SealerParts<S: Storage> {
     pub(crate) storage: Arc<S>,
     pub(crate) settings: LogSettings,
     pub(crate) epoch: u32,
@@ -123,6 +132,7 @@ pub(crate) struct SealerParts<S> {
     pub(crate) dimensions: Arc<DimensionLog>,
     pub(crate) spares: rtrb::Producer<JournalFile>,
     pub(crate) full: rtrb::Consumer<JournalFile>,
+    pub(crate) sync: Option<(rtrb::Producer<SyncFile>, Syncer<S>)>,
     pub(crate) leftovers: VecDeque<Source>,
     pub(crate) next_file_number: u32,
     pub(crate) next_slot: u32,
@@ -133,6 +143,7 @@ pub(crate) struct SealerParts<S> {
 
 impl<S: Storage> Sealer<S> {
     pub(crate) fn new(parts: SealerParts<S>) -> Self {
+        let (sync_files, syncer) = parts.sync.unzip();
         Self {
             storage: parts.storage,
             settings: parts.settings,
@@ -141,6 +152,8 @@ impl<S: Storage> Sealer<S> {
             dimensions: parts.dimensions,
             spares: parts.spares,
             full: parts.full,
+            sync_files,
+            syncer,
             sources: parts.leftovers,
             read: VecDeque::new(),
             next_file_number: parts.next_file_number,
@@ -167,6 +180,11 @@ impl<S: Storage> Sealer<S> {
         self.on_block_row = Some(Box::new(action));
     }
 
+    /// The sync thread's work: Some once, in a log that was opened with `ShareLog::open_synced`. Without it nothing of that log is ever acknowledged.
+    pub fn take_sync(&mut self) -> Option<Syncer<S>> {
+        self.syncer.take()
+    }
+
     /// The counters, shared with the stats page.
     pub fn counters(&self) -> &Arc<LogCounters> {
         &self.counters
@@ -175,16 +193,22 @@ impl<S: Storage> Sealer<S> {
     /// Does one bounded piece of work: reads up to a megabyte of journal, or seals one segment, or makes one file ready. A full disk is no error: it shows in
     /// `LogCounters::log_full` and passes when space returns. After an error nothing is lost: call again after a pause.
     pub fn step(&mut self, now_us: u64) -> Result<SealStep, LogError> {
-        match self.try_step(now_us) {
-            Err(error) if error.is_disk_full() => {
-                self.full_since_us = Some(now_us);
-                self.counters.log_full.store(true, Relaxed);
-                // Retention may free what is needed.
-                self.retain(now_us)?;
-                Ok(SealStep::Idle)
-            }
-            other => other,
+        let mut step = self.try_step(now_us);
+        if let Err(error) = &step
+            && error.is_disk_full()
+        {
+            self.full_since_us = Some(now_us);
+            self.counters.log_full.store(true, Relaxed);
+            self.counters.trouble(Trouble::Sealing, Some(error));
+            // Retention may free what is needed.
+            step = self.retain(now_us).map(|()| SealStep::Idle);
+        } else if step.is_ok() && self.full_since_us.is_none() {
+            self.counters.trouble(Trouble::Sealing, None);
         }
+        if let Err(error) = &step {
+            self.counters.trouble(Trouble::Sealing, Some(error));
+        }
+        step
     }
 
     fn try_step(&mut self, now_us: u64) -> Result<SealStep, LogError> {
@@ -265,12 +289,17 @@ impl<S: Storage> Sealer<S> {
         {
             return Ok(false);
         }
-        if self.sources.len() + self.read.len() >= FILES_MAX - 1 {
+        if self.sources.len() + self.read.len() >= FILES_MAX - 1 || !self.sync_has_room() {
             return Ok(false);
         }
         self.make_spare(None, self.settings.journal_file_bytes)?;
         self.space_returned();
         Ok(true)
+    }
+
+    /// False while the sync thread is a ring of files behind.
+    fn sync_has_room(&self) -> bool {
+        self.sync_files.as_ref().is_none_or(|files| files.slots() > 0)
     }
 
     /// Makes the file that the journal begins with: a small one, as making it ready is most of the time that opening a log takes.
@@ -281,13 +310,30 @@ impl<S: Storage> Sealer<S> {
     /// Makes a file ready and hands it to the journal: a new one, or `recycled`, which has this size, under its next number.
     fn make_spare(&mut self, recycled: Option<Source>, bytes: u64) -> Result<(), LogError> {
         let cells = u32::try_from(bytes / CELL as u64).unwrap_or(u32::MAX);
-        let header = JournalHeader { file_number: self.next_file_number, run_prefix: self.settings.run.prefix(), epoch: self.epoch, cells };
-        let (path, file, map) = match recycled {
+        let header = JournalHeader {
+            file_number: self.next_file_number,
+            run_prefix: self.settings.run.prefix(),
+            epoch: self.epoch,
+            cells,
+            sealed: self.next_sequence - 1,
+        };
+        let is_synced = self.sync_files.is_some();
+        let is_new = recycled.is_none();
+        let (path, file, map, disk) = match recycled {
+            Some(source) if is_synced => {
+                // The header goes to memory; the sync thread brings it to the file. What an earlier run left has no memory yet.
+                let (memory, map, disk) = match source.disk {
+                    Some(disk) => (source.file, source.map, disk),
+                    None => (reserve_memory(&source.path, bytes)?, None, Arc::new(Mutex::new(source.file))),
+                };
+                write_header(&memory, &source.path, &header)?;
+                (source.path, memory, map, Some(disk))
+            }
             Some(source) => {
                 self.storage
                     .write_all_at(&source.file, 0, &header.preamble())
                     .map_err(LogError::io("write the header of", &source.path))?;
-                (source.path, source.file, source.map)
+                (source.path, source.file, source.map, None)
             }
             None => {
                 // Under another name until it is whole: a journal file without a header is damage, never a moment of its making.
@@ -300,13 +346,30 @@ impl<S: Storage> Sealer<S> {
                 }
                 let file = made?;
                 self.next_slot += 1;
-                (path, file, None)
+                if is_synced {
+                    let memory = reserve_memory(&path, bytes)?;
+                    write_header(&memory, &path, &header)?;
+                    (path, memory, None, Some(Arc::new(Mutex::new(file))))
+                } else {
+                    (path, file, None, None)
+                }
             }
         };
+        if !is_new {
+            pass("sealer.file_recycled");
+        }
         let map = match map {
             Some(map) => map,
             None => MappedFile::map(&file, bytes as usize).map_err(LogError::io("map", &path))?,
         };
+        if let (Some(files), Some(disk)) = (self.sync_files.as_mut(), &disk) {
+            // Before the journal can have it: the sync thread never meets a position in a file that it does not know.
+            let memory = file.try_clone().map_err(LogError::io("share the memory of", &path))?;
+            let handed_over = files.push(SyncFile { header, memory, disk: disk.clone(), path: path.clone(), is_new });
+            if handed_over.is_err() {
+                return Err(LogError::damaged(&path, "more journal files than the sync thread has room for"));
+            }
+        }
         if self.spares.push(JournalFile { map, number: header.file_number, cells }).is_err() {
             return Err(LogError::damaged(&path, "more journal files than the ring has room for"));
         }
@@ -320,7 +383,9 @@ impl<S: Storage> Sealer<S> {
             finished: false,
             leftover: false,
             damaged: false,
+            durable_end: None,
             map: None,
+            disk,
         });
         self.counters.journal_spares.store(self.spares_ready() as u64, Relaxed);
         Ok(())
@@ -329,9 +394,18 @@ impl<S: Storage> Sealer<S> {
     fn new_file(&self, temporary: &Path, path: &Path, header: &JournalHeader, bytes: u64) -> Result<File, LogError> {
         let file = self.storage.create(temporary).map_err(LogError::io("create", temporary))?;
         self.storage.fallocate(&file, bytes).map_err(LogError::io("fallocate", temporary))?;
-        self.storage.write_all_at(&file, 0, &header.preamble()).map_err(LogError::io("write the header of", temporary))?;
+        pass("sealer.file_allocated");
+        let is_synced = self.sync_files.is_some();
+        let front = if is_synced { preamble(header, FIRST_CELL) } else { header.preamble() };
+        self.storage.write_all_at(&file, 0, &front).map_err(LogError::io("write the header of", temporary))?;
         self.storage.fsync(&file).map_err(LogError::io("fsync", temporary))?;
+        pass("sealer.file_synced");
         self.storage.rename(temporary, path).map_err(LogError::io("rename", temporary))?;
+        if is_synced {
+            // Rows in a file without its name would be acknowledged and, after a power cut, be removed as a temporary file.
+            self.storage.sync_folder(&self.settings.dir).map_err(LogError::io("fsync", &self.settings.dir))?;
+        }
+        pass("sealer.file_renamed");
         Ok(file)
     }
 
@@ -382,6 +456,14 @@ impl<S: Storage> Sealer<S> {
                         source.cell = limit;
                         return self.finish_front();
                     }
+                    let cell = source.cell + at as u32;
+                    if source.durable_end.is_some_and(|durable| cell >= durable) {
+                        // Here a power cut ended the file: nothing from here on was acknowledged, and what names the rows behind may have gone with the hole.
+                        let cut = u64::from(known_end.unwrap_or(cell).saturating_sub(cell)) * CELL as u64;
+                        self.counters.cut_bytes.fetch_add(cut, Relaxed);
+                        source.cell = limit;
+                        return self.finish_front();
+                    }
                     // Damage below the committed end: go on at the next valid batch, keep the file for inspection.
                     source.damaged = true;
                     at += 1;
@@ -411,6 +493,7 @@ impl<S: Storage> Sealer<S> {
             let taken_rows = rows.get(..take).unwrap_or_default();
             if take > 0 && self.columns.rows() == 0 {
                 self.opened_us = now_us;
+                self.counters.oldest_unsealed_us.store(rows.first().map_or(0, |row| row.arrival_us), Relaxed);
             }
             if taken_rows.iter().all(is_of_this_release) {
                 self.columns.extend(taken_rows, source.header.file_number, batch.commit.first_row + skip, batch_cell + batch_cells);
@@ -438,6 +521,7 @@ impl<S: Storage> Sealer<S> {
             }
         }
         source.cell += at as u32;
+        pass("sealer.batch_read");
         Ok(true)
     }
 
@@ -466,6 +550,10 @@ impl<S: Storage> Sealer<S> {
         self.covered = meta.journal_end();
         self.columns.clear();
         self.must_seal = false;
+        self.counters.oldest_unsealed_us.store(0, Relaxed);
+        if meta.run_prefix == self.settings.run.prefix() {
+            self.counters.rows_sealed_of_run.fetch_add(u64::from(meta.rows), Relaxed);
+        }
         self.counters.segments_sealed.fetch_add(1, Relaxed);
         self.counters.rows_sealed.fetch_add(u64::from(meta.rows), Relaxed);
         self.load_sealed()?;
@@ -481,20 +569,29 @@ impl<S: Storage> Sealer<S> {
     fn write_segment(&mut self, seg: u64) -> Result<(SegmentMeta, u64), LogError> {
         let dir = &self.settings.dir;
         let dimensions_end = self.dimensions.sync()?;
+        pass("seal.dimensions_synced");
         let (native, meta_file) = (native_path(dir, seg), meta_path(dir, seg));
         let native_tmp = dir.join(format!("{}.native.tmp", segment_name(seg)));
         let meta_tmp = dir.join(format!("{}.meta.tmp", segment_name(seg)));
 
         let file = self.storage.create(&native_tmp).map_err(LogError::io("create", &native_tmp))?;
+        pass("seal.native_created");
         let meta = self.columns.write(&*self.storage, &file, &native_tmp, seg, dimensions_end)?;
+        pass("seal.native_written");
         self.storage.fsync(&file).map_err(LogError::io("fsync", &native_tmp))?;
+        pass("seal.native_synced");
         let text = meta.encode();
         let file = self.storage.create(&meta_tmp).map_err(LogError::io("create", &meta_tmp))?;
         self.storage.write_all_at(&file, 0, &text).map_err(LogError::io("write", &meta_tmp))?;
+        pass("seal.meta_written");
         self.storage.fsync(&file).map_err(LogError::io("fsync", &meta_tmp))?;
+        pass("seal.meta_synced");
         self.storage.rename(&meta_tmp, &meta_file).map_err(LogError::io("rename", &meta_tmp))?;
+        pass("seal.meta_renamed");
         self.storage.rename(&native_tmp, &native).map_err(LogError::io("rename", &native_tmp))?;
+        pass("seal.native_renamed");
         self.storage.sync_folder(dir).map_err(LogError::io("fsync", dir))?;
+        pass("seal.folder_synced");
         Ok((meta, text.len() as u64))
     }
 
@@ -517,7 +614,7 @@ impl<S: Storage> Sealer<S> {
                 continue;
             }
             let same_size = u64::from(source.header.cells) * CELL as u64 == self.settings.journal_file_bytes;
-            if same_size && !self.over_max && self.spares_ready() < SPARES_KEPT && !self.spares.is_abandoned() {
+            if same_size && !self.over_max && self.spares_ready() < SPARES_KEPT && !self.spares.is_abandoned() && self.sync_has_room() {
                 self.make_spare(Some(source), self.settings.journal_file_bytes)?;
             } else {
                 self.storage.remove(&source.path).map_err(LogError::io("remove", &source.path))?;
@@ -617,6 +714,14 @@ impl<S: Storage> Sealer<S> {
         }
         Ok(())
     }
+}
+
+fn reserve_memory(path: &Path, bytes: u64) -> Result<File, LogError> {
+    memory_file("otedama-journal", bytes).map_err(LogError::io("reserve memory for", path))
+}
+
+fn write_header(memory: &File, path: &Path, header: &JournalHeader) -> Result<(), LogError> {
+    memory.write_all_at(&header.preamble(), 0).map_err(LogError::io("write the memory of", path))
 }
 
 /// True for a row whose enum columns this release can write.

@@ -199,11 +199,27 @@ impl Columns {
         self.ranges.clear();
     }
 
+    /// Takes the room of a whole segment at once: address space alone, pages come as they are written. Growing by doubling would copy what is there again and again.
+    fn reserve(&mut self) {
+        let rows = SEGMENT_ROWS_MAX as usize;
+        for column in [&mut self.session, &mut self.worker, &mut self.job, &mut self.work, &mut self.extranonce2] {
+            column.reserve_exact(rows);
+        }
+        for column in [&mut self.time, &mut self.us, &mut self.nonce, &mut self.ntime, &mut self.version, &mut self.latency_us] {
+            column.reserve_exact(rows);
+        }
+        for column in [&mut self.coin, &mut self.status, &mut self.flags] {
+            column.reserve_exact(rows);
+        }
+        self.share_difficulty.reserve_exact(rows);
+    }
+
     /// Adds rows of one run and one UTC day, in order of arrival; status and coin were checked. `first_row` is the index of the first in its journal file.
     pub(crate) fn extend(&mut self, rows: &[ShareRow], file: u32, first_row: u32, cell: u32) {
         let (Some(first), Some(last)) = (rows.first(), rows.last()) else { return };
         if self.rows() == 0 {
             self.first_us = first.arrival_us;
+            self.reserve();
         }
         self.last_us = last.arrival_us;
         let end = first_row + rows.len() as u32;

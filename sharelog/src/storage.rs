@@ -14,6 +14,10 @@ pub trait Storage: Send + Sync + 'static {
     fn write_at(&self, file: &File, offset: u64, bytes: &[u8]) -> io::Result<usize>;
     /// Returns once data and size are durable. After an error nothing is known of the pages written since the last success: write them again.
     fn fsync(&self, file: &File) -> io::Result<()>;
+    /// As `fsync`, without the times: what a sync of the journal needs.
+    fn fdatasync(&self, file: &File) -> io::Result<()> {
+        self.fsync(file)
+    }
     /// Renames within a folder, replacing the target.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Removes a file.
@@ -71,6 +75,10 @@ impl Storage for Disk {
 
     fn fsync(&self, file: &File) -> io::Result<()> {
         file.sync_all()
+    }
+
+    fn fdatasync(&self, file: &File) -> io::Result<()> {
+        file.sync_data()
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {

@@ -221,6 +221,10 @@ fn segments(dir: &Path, listing: &folder::Listing, journals: &[JournalScan], rep
         }
     }
     let newest = last_sequence.unwrap_or(0);
+    let sealed = journals.iter().filter_map(|scan| scan.header).map(|header| header.sealed).max().unwrap_or(0);
+    if sealed > newest {
+        report.problem(format!("segments {:08x} to {sealed:08x} are missing: a journal file was made when they were there", newest + 1));
+    }
     for (&key, _) in listing.segments.iter().filter(|(key, files)| files.meta && !files.native && key.0 > newest) {
         // A crash between the two renames leaves this; the rows are still in the journal then.
         let name = segment_name(seg_of(key));
@@ -282,6 +286,10 @@ fn folder_files(dir: &Path, listing: &folder::Listing, metas: &[SegmentMeta], re
     if report.found(epoch)? == Some(None) && !metas.is_empty() {
         report.problem("the epoch file is missing".into());
     }
+    // The root of an ext4 file system has a folder of its own.
+    for name in listing.foreign.iter().filter(|name| *name != "lost+found") {
+        report.problem(format!("{name} is not of the log: move it out of this folder"));
+    }
     for path in &listing.set_aside {
         report.problem(format!("{} was set aside by recovery: parts of it are damaged; inspect it, then move it away", file_name(path)));
     }
@@ -338,7 +346,8 @@ fn ranges(dir: &Path, metas: &[SegmentMeta], journals: &[JournalScan], report: &
         let Some(header) = scan.header else { continue };
         let place = file_name(&scan.path);
         if let Some(&end) = sealed_to.get(&header.file_number) {
-            if u64::from(end) > scan.rows_in_file {
+            // In tier `disk` rows are sealed from memory, and the file may be a sync behind.
+            if u64::from(end) > scan.rows_in_file && scan.durable_end.is_none() {
                 // A file in use has grown and been sealed since it was read: look again. A recycled one is gone.
                 let again = read_journals(dir, u64::MAX)?;
                 let again = again.iter().find(|again| again.header == Some(header));

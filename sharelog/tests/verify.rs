@@ -111,6 +111,57 @@ fn every_flipped_byte_is_detected_or_harmless_and_recovery_never_panics() {
 }
 
 #[test]
+fn every_flipped_byte_of_a_synced_journal_is_detected_and_none_passes_for_the_end_that_a_power_cut_left() {
+    let folder = tempfile::tempdir().expect("folder");
+    let settings = otedama_sharelog::LogSettings { journal_file_bytes: 128 << 10, ..settings(folder.path(), 1) };
+    let (mut journal, mut sealer, registry, _) = ShareLog::open_synced(settings.clone()).expect("open");
+    let mut syncer = sealer.take_sync().expect("tier disk");
+    begin(&settings, &registry, &mut journal);
+    for batch in 0..3 {
+        journal.append(&[session(batch + 2)], &(batch * 4..batch * 4 + 4).map(row).collect::<Vec<_>>()).expect("room");
+        syncer.step().expect("sync");
+    }
+    // Appended and not synced: it is in memory alone, and goes with the process.
+    journal.append(&[], &[row(99)]).expect("room");
+    let used = journal.position() as u32 as usize * 64;
+    let dir = folder.path();
+    let sound = summary(dir);
+    assert_eq!(sound.0, 12);
+    let path = with_extension(dir, "open").into_iter().next().expect("a journal file");
+    let mut harmless = Vec::new();
+    for at in 0..used {
+        use std::os::unix::fs::FileExt;
+        let file = std::fs::OpenOptions::new().read(true).write(true).open(&path).expect("open");
+        let mut byte = [0u8];
+        file.read_exact_at(&mut byte, at as u64).expect("read");
+        let flipped = [byte[0] ^ (1 << (at % 8))];
+        file.write_all_at(&flipped, at as u64).expect("write");
+        if verify(dir, None).expect("verify looks at anything").is_clean() {
+            assert_eq!(summary(dir), sound, "byte {at}");
+            harmless.push(at);
+        }
+        file.write_all_at(&byte, at as u64).expect("write");
+    }
+    // The durable end itself (its loss makes verify stricter), the rest of its cell, and what is behind the last sync.
+    assert!(harmless.iter().all(|&at| (72..128).contains(&at) || at >= used - 128), "{harmless:?}");
+    assert!(harmless.len() < 200, "{harmless:?}");
+    drop((journal, registry, syncer));
+}
+
+#[test]
+fn a_file_that_is_not_of_the_log_is_told_by_name() {
+    let folder = small_log();
+    std::fs::write(folder.path().join("backup.tar"), "x").expect("write");
+    std::fs::create_dir(folder.path().join("lost+found")).expect("folder");
+    let problems = verify(folder.path(), None).expect("verify").problems;
+    assert_eq!(problems, ["backup.tar is not of the log: move it out of this folder"]);
+    let (journal, mut sealer, ..) = ShareLog::open(settings(folder.path(), 2)).expect("a foreign file keeps nobody from starting");
+    drop(journal);
+    sealer.drain(NOON_US).expect("drain");
+    assert!(folder.path().join("backup.tar").exists(), "and it is left alone");
+}
+
+#[test]
 fn truncated_and_missing_files_are_detected_unless_only_the_oldest_are_gone() {
     let folder = small_log();
     for path in files(folder.path()) {
@@ -142,6 +193,36 @@ fn truncated_and_missing_files_are_detected_unless_only_the_oldest_are_gone() {
     assert!(gone(&[0]).is_clean(), "retention removes the oldest");
     assert!(gone(&[0, 1]).is_clean());
     assert!(!gone(&[1]).is_clean());
+}
+
+#[test]
+fn the_newest_segments_are_missed_even_with_their_metas() {
+    let folder = tempfile::tempdir().expect("folder");
+    let settings = otedama_sharelog::LogSettings { segment_rows: 500, journal_file_bytes: 128 << 10, ..settings(folder.path(), 1) };
+    let (mut journal, mut sealer, registry, _) = ShareLog::open(settings.clone()).expect("open");
+    begin(&settings, &registry, &mut journal);
+    for first in (0..20_000).step_by(500) {
+        journal.append(&[], &(first..first + 500).map(row).collect::<Vec<_>>()).expect("room");
+        settle(&mut sealer, NOON_US);
+    }
+    drop((journal, sealer, registry));
+    assert_eq!(verify(folder.path(), None).expect("verify").problems, Vec::<String>::new());
+    let natives = with_extension(folder.path(), "native");
+    assert_eq!(natives.len(), 40);
+    for path in &natives[10..] {
+        std::fs::remove_file(path.with_extension("meta")).expect("remove");
+        std::fs::remove_file(path).expect("remove");
+    }
+    let problems = verify(folder.path(), None).expect("verify").problems;
+    assert!(problems.iter().any(|problem| problem.contains("are missing")), "{problems:?}");
+    // Their numbers are not given a second time: a server that has them would take new rows for old ones.
+    let (mut journal, mut sealer, ..) = ShareLog::open(support::settings(folder.path(), 2)).expect("open");
+    journal.append(&[], &[row(0)]).expect("room");
+    drop(journal);
+    sealer.drain(NOON_US).expect("drain");
+    let newest = SegmentStore::open(folder.path()).expect("store").segments().expect("segments").last().expect("sealed").sequence();
+    assert!(newest > 35, "{newest}");
+    assert!(!verify(folder.path(), None).expect("verify").is_clean(), "and verify goes on telling");
 }
 
 /// Makes a consistent pair of block and meta out of a copied log in which `change` was done to the rows of one segment.
@@ -244,7 +325,8 @@ fn the_ledger_is_held_against_the_rows() {
         "01000001 cut off he".to_string(),
     ];
     let good: Vec<String> = good.iter().map(|line| line.replace("6b01a580", &ntime)).collect();
-    let path = folder.path().join("ledger.txt");
+    let outside = tempfile::tempdir().expect("folder");
+    let path = outside.path().join("ledger.txt");
     let problems = |lines: &[String]| {
         std::fs::write(&path, lines.concat()).expect("write");
         verify(folder.path(), Some(&path)).expect("verify").problems

@@ -14,6 +14,7 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::AtomicBool;
@@ -147,11 +148,17 @@ impl Site {
 
     /// Starts `otedama serve` and returns at once. What it says on standard error is appended to one file over all starts.
     pub fn spawn(&self) -> Starting {
+        self.spawn_with(&[])
+    }
+
+    /// The same with these variables in its environment.
+    pub fn spawn_with(&self, variables: &[(&str, &str)]) -> Starting {
         let stderr = File::options().create(true).append(true).open(self.path("stderr")).expect("open stderr");
         let mut child = Command::new(env!("CARGO_BIN_EXE_otedama"))
             .arg("serve")
             .arg("--config")
             .arg(self.config_file())
+            .envs(variables.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(stderr)
@@ -247,6 +254,22 @@ impl Starting {
         let child = self.child.take().expect("taken once");
         let (_none, nothing) = mpsc::channel();
         Ok(Server { child, lines: std::mem::replace(&mut self.lines, nothing), stratum, stats, up })
+    }
+
+    /// Waits for its end by a kill point, true when that came; kill -9 from outside when it did not. It may not end in any other way.
+    pub fn killed_itself_within(mut self, patience: Duration) -> bool {
+        let mut child = self.child.take().expect("taken once");
+        let until = Instant::now() + patience;
+        while Instant::now() < until {
+            if let Some(status) = child.try_wait().expect("wait") {
+                assert_eq!(status.signal(), Some(9), "the server ended otherwise: {status}");
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        child.kill().expect("kill");
+        child.wait().expect("wait");
+        false
     }
 
     /// kill -9, wherever it is.

@@ -3,6 +3,7 @@
 //! Two servers that are compared run in turn, never one after the other's whole series: clock speed drifts, and a ratio inside of one pair does not.
 mod drivers;
 mod kernels;
+mod log;
 
 use crate::Failure;
 use crate::measure::{self, Process, Scratch, median};
@@ -20,6 +21,7 @@ enum Topic {
     Start,
     Kernels,
     Drivers,
+    Log,
 }
 
 /// A topic with its sizes.
@@ -40,6 +42,7 @@ impl Request {
             "start" => (Topic::Start, 15, 0),
             "kernels" => (Topic::Kernels, 5, 0),
             "drivers" => (Topic::Drivers, 5, 5),
+            "log" => (Topic::Log, 5, 5),
             other => return Err(Failure::Usage(format!("there is no topic {other}"))),
         };
         let mut request = Self { topic, runs, seconds, build: true };
@@ -63,6 +66,7 @@ impl Request {
             Topic::Start => "start",
             Topic::Kernels => "kernels",
             Topic::Drivers => "drivers",
+            Topic::Log => "log",
         }
     }
 
@@ -92,6 +96,7 @@ struct Bench<'a> {
     otedama: PathBuf,
     loadgen: PathBuf,
     benches: PathBuf,
+    examples: PathBuf,
     request: &'a Request,
     cpu: String,
     commit: String,
@@ -108,6 +113,13 @@ pub fn run(root: &Path, request: &Request) -> Result<(), Failure> {
         if !status.is_ok_and(|status| status.success()) {
             return Err(Failure::Environment("cargo build --release failed".to_owned()));
         }
+        if request.topic == Topic::Log {
+            let words = ["build", "--release", "--package", "otedama-sharelog", "--examples"];
+            let status = Command::new("cargo").args(words).current_dir(root).status();
+            if !status.is_ok_and(|status| status.success()) {
+                return Err(Failure::Environment("cargo build --release --examples failed".to_owned()));
+            }
+        }
     }
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), |folder| root.join(folder));
     let bench = Bench {
@@ -115,6 +127,7 @@ pub fn run(root: &Path, request: &Request) -> Result<(), Failure> {
         otedama: target.join("release/otedama"),
         loadgen: target.join("release/loadgen"),
         benches: target.join("release/benches"),
+        examples: target.join("release/examples"),
         request,
         cpu: measure::cpu(),
         commit: measure::commit(root),
@@ -125,6 +138,7 @@ pub fn run(root: &Path, request: &Request) -> Result<(), Failure> {
         Topic::Start => bench.start()?,
         Topic::Kernels => bench.kernels()?,
         Topic::Drivers => bench.drivers()?,
+        Topic::Log => bench.log()?,
     };
     let folder = root.join("docs/figures");
     let path = folder.join(format!("{}.json", request.name()));
@@ -152,10 +166,10 @@ fn number(result: &Value, key: &str) -> Result<f64, Failure> {
 }
 
 /// The config of a measured server: practice chain, no ClickHouse, fixed difficulty at its lower end, everything on one core.
-fn config(stratum: SocketAddr, stats: SocketAddr, log: &Path, max_connections: u32, isa: &str, driver: &str) -> String {
+fn config(stratum: SocketAddr, stats: SocketAddr, log: &Path, max_connections: u32, isa: &str, driver: &str, ack: &str) -> String {
     format!(
         "[stratum]\nlisten = [\"{stratum}\"]\ndifficulty = 2.4e-10\nmax_connections = {max_connections}\n\n[vardiff]\nenabled = false\n\n\
-         [chain]\nrpc = [\"practice\"]\n\n[log]\ndir = {log:?}\n\n[limits]\nconnects_per_ip_per_s = 0\nrefused_per_s = 0\nauthorize_within_s = 3600\n\n[stats]\nlisten = \"{stats}\"\n\n\
+         [chain]\nrpc = [\"practice\"]\n\n[log]\ndir = {log:?}\nack = \"{ack}\"\n\n[limits]\nconnects_per_ip_per_s = 0\nrefused_per_s = 0\nauthorize_within_s = 3600\n\n[stats]\nlisten = \"{stats}\"\n\n\
          [layout]\nnet = \"{SERVER_CORE}\"\nvalidate = \"{SERVER_CORE}\"\nlog = \"{SERVER_CORE}\"\ncontrol = \"{SERVER_CORE}\"\nstats = \"{SERVER_CORE}\"\nisa = \"{isa}\"\ndriver = \"{driver}\"\n"
     )
 }
@@ -207,14 +221,14 @@ impl Series {
 
 impl Bench<'_> {
     fn server(&self, name: &str, max_connections: u32, isa: &str) -> Result<Server, Failure> {
-        self.server_on(name, max_connections, isa, "auto")
+        self.server_on(name, max_connections, isa, "auto", "process")
     }
 
-    fn server_on(&self, name: &str, max_connections: u32, isa: &str, driver: &str) -> Result<Server, Failure> {
+    fn server_on(&self, name: &str, max_connections: u32, isa: &str, driver: &str, ack: &str) -> Result<Server, Failure> {
         let scratch = Scratch::new(self.root, name)?;
         let (stratum, stats) = (measure::free_address()?, measure::free_address()?);
         let path = scratch.path().join("otedama.toml");
-        std::fs::write(&path, config(stratum, stats, &scratch.path().join("log"), max_connections, isa, driver))
+        std::fs::write(&path, config(stratum, stats, &scratch.path().join("log"), max_connections, isa, driver, ack))
             .map_err(|error| Failure::Environment(format!("{}: {error}", path.display())))?;
         let since = Instant::now();
         let output = scratch.path().join("server.txt");
@@ -472,6 +486,7 @@ mod tests {
             otedama: PathBuf::new(),
             loadgen: PathBuf::new(),
             benches: PathBuf::new(),
+            examples: PathBuf::new(),
             request: &request,
             cpu: "c".into(),
             commit: "d".into(),

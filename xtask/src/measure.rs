@@ -129,6 +129,11 @@ pub fn wait_listening(address: SocketAddr, process: &mut Process, since: Instant
 
 /// GET of a JSON document from the stats endpoint.
 pub fn get_json(address: SocketAddr, path: &str) -> Result<Value, Failure> {
+    serde_json::from_str(&get(address, path)?).map_err(|error| Failure::Environment(format!("http://{address}{path}: {error}")))
+}
+
+/// The body of a GET.
+pub fn get(address: SocketAddr, path: &str) -> Result<String, Failure> {
     let failed = |what: String| Failure::Environment(format!("http://{address}{path}: {what}"));
     let fetch = || -> std::io::Result<Vec<u8>> {
         let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(5))?;
@@ -141,7 +146,7 @@ pub fn get_json(address: SocketAddr, path: &str) -> Result<Value, Failure> {
     let answer = fetch().map_err(|error| failed(error.to_string()))?;
     let text = String::from_utf8_lossy(&answer);
     let (_, body) = text.split_once("\r\n\r\n").ok_or_else(|| failed("no HTTP answer".to_owned()))?;
-    serde_json::from_str(body).map_err(|error| failed(error.to_string()))
+    Ok(body.to_owned())
 }
 
 /// Resident bytes of a process without mapped files: RssAnon.

@@ -1,9 +1,14 @@
 //! log: every row to the journal, then the answer is released. Never fsyncs, renames, allocates or touches a fresh page.
+//!
+//! When "then" is, the tier says: before the append (`memory`), after it (`process`), or once the sync thread has told that it is on disk (`disk`). Appending never waits
+//! for that: answers queue up here in order, and one sync releases all that were appended before it began.
 use crate::metrics::{LogCounts, LogMetrics};
 use crate::ring::{Rx, Tx};
 use crate::stage::{Regime, Stage};
 use bytemuck::Zeroable;
+use otedama_killpoint::pass;
 use otedama_primitives::{Answer, Clock, Dimension, ShareRow, ShareStatus, Verdict};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -26,6 +31,26 @@ pub trait Append: Send {
 
     /// True while there is no room and none is coming: the disk is full.
     fn is_full(&self) -> bool;
+
+    /// The place behind the last batch; grows with every append.
+    fn position(&self) -> u64 {
+        0
+    }
+
+    /// Up to which `position` appended batches may be acknowledged. Only in tier `disk` this is behind what was appended.
+    fn durable_position(&mut self) -> u64 {
+        u64::MAX
+    }
+
+    /// True where answers wait for `durable_position`: tier `disk`.
+    fn is_synced(&self) -> bool {
+        false
+    }
+
+    /// True while nothing can be made durable: what waits, waits on.
+    fn sync_is_failing(&self) -> bool {
+        false
+    }
 }
 
 /// Ring ends and shared state of the log stage.
@@ -57,6 +82,10 @@ pub struct Log<A, C> {
     held: usize,
     /// Whether those were answered already: tier `memory`, with room for them in sight.
     answered: bool,
+    /// Tier `disk`: answers to rows that are appended and not durable, in order, with their net. As deep as all FIFOs of shares in flight together.
+    unsynced: VecDeque<(u8, Answer)>,
+    /// Behind how many more answers of `unsynced` which position stands.
+    marks: VecDeque<(u64, usize)>,
     taken: Box<[Verdict; ROWS]>,
     rows: Box<[ShareRow; ROWS]>,
     dimensions: Box<[Dimension; DIMENSIONS]>,
@@ -76,6 +105,8 @@ impl<A: Append, C: Clock> Log<A, C> {
     /// The stage over a journal.
     pub fn new(journal: A, clock: C, ports: LogPorts) -> Self {
         let staged = ports.answers.iter().map(|_| Vec::with_capacity(ROWS)).collect();
+        // An empty ring has all of its depth for room.
+        let in_flight = if journal.is_synced() { ports.answers.iter().map(Tx::room).sum() } else { 0 };
         Self {
             journal,
             clock,
@@ -83,6 +114,8 @@ impl<A: Append, C: Clock> Log<A, C> {
             next_input: 0,
             held: 0,
             answered: false,
+            unsynced: VecDeque::with_capacity(in_flight),
+            marks: VecDeque::with_capacity(in_flight),
             taken: Box::new([Verdict::zeroed(); ROWS]),
             rows: Box::new([ShareRow::zeroed(); ROWS]),
             dimensions: Box::new([Dimension::zeroed(); DIMENSIONS]),
@@ -118,15 +151,69 @@ impl<A: Append, C: Clock> Log<A, C> {
 
     fn answer(&mut self, count: usize, overload: bool) {
         for verdict in &self.taken[..count] {
-            let status = if overload { ShareStatus::Overload as u8 } else { verdict.status };
-            self.staged[usize::from(verdict.net)].push(Answer { in_flight: verdict.in_flight, status, spare: [0; 3] });
+            let answer = answer_to(verdict, overload);
+            self.staged[usize::from(verdict.net)].push(answer);
         }
+        self.push_staged();
+    }
+
+    fn push_staged(&mut self) {
         for (ring, staged) in self.ports.answers.iter_mut().zip(&mut self.staged) {
             assert!(ring.room() >= staged.len(), "log_net is as deep as net's FIFO of shares in flight");
             ring.push_all(staged);
             staged.clear();
         }
+        pass("log.answered");
     }
+
+    /// Tier `disk`: keeps the answers until what they answer is durable.
+    fn keep_answers(&mut self, count: usize) {
+        assert!(self.unsynced.capacity() - self.unsynced.len() >= count, "no more answers wait than shares are in flight");
+        self.unsynced.extend(self.taken[..count].iter().map(|verdict| (verdict.net, answer_to(verdict, false))));
+        self.marks.push_back((self.journal.position(), count));
+        self.counts.row_waiting = self.unsynced.len() as u64;
+    }
+
+    /// Tier `disk`: releases the answers that the sync thread has made true. True when there were any.
+    fn release_synced(&mut self) -> bool {
+        if self.marks.is_empty() {
+            return false;
+        }
+        let durable = self.journal.durable_position();
+        let mut released = false;
+        while let Some(&(position, count)) = self.marks.front()
+            && position <= durable
+        {
+            self.release(count, false);
+            released = true;
+        }
+        // Nothing more will become durable before this stage has to end: the miners are told that these are not recorded.
+        if self.draining && self.journal.sync_is_failing() {
+            while let Some(&(_, count)) = self.marks.front() {
+                self.counts.row_unrecorded += count as u64;
+                self.release(count, true);
+                released = true;
+            }
+        }
+        self.counts.row_waiting = self.unsynced.len() as u64;
+        released
+    }
+
+    fn release(&mut self, count: usize, overload: bool) {
+        self.marks.pop_front();
+        for (net, mut answer) in self.unsynced.drain(..count) {
+            if overload {
+                answer.status = ShareStatus::Overload as u8;
+            }
+            self.staged[usize::from(net)].push(answer);
+        }
+        self.push_staged();
+    }
+}
+
+fn answer_to(verdict: &Verdict, overload: bool) -> Answer {
+    let status = if overload { ShareStatus::Overload as u8 } else { verdict.status };
+    Answer { in_flight: verdict.in_flight, status, spare: [0; 3] }
 }
 
 impl<A: Append, C: Clock> Log<A, C> {
@@ -140,7 +227,9 @@ impl<A: Append, C: Clock> Log<A, C> {
             if self.held > 0 {
                 self.answered =
                     self.ports.answer_first && !self.journal.is_full() && self.journal.room_cells() > self.held + DIMENSION_BATCH_CELLS;
+                pass("log.taken");
                 if self.answered {
+                    self.counts.row_answered_early_most = self.counts.row_answered_early_most.max(self.held as u64);
                     self.answer(self.held, false);
                 }
                 return;
@@ -154,10 +243,11 @@ impl<A: Append, C: Clock> Log<A, C> {
         if !self.journal.is_full() {
             return Regime::Backpressure;
         }
-        self.counts.row_unrecorded += self.held as u64;
         if !self.answered {
+            // Ahead of answers that wait for a sync, perhaps: net keeps them in order.
             self.answer(self.held, true);
         }
+        self.counts.row_unrecorded += self.held as u64;
         self.held = 0;
         Regime::Processing
     }
@@ -165,6 +255,8 @@ impl<A: Append, C: Clock> Log<A, C> {
 
 impl<A: Append, C: Clock> Stage for Log<A, C> {
     fn step(&mut self) -> Regime {
+        pass("log.step");
+        let released = self.release_synced();
         // Acquire pairs with the Release of a validate stage that has drained.
         let validates_running = self.ports.validates_running.load(Ordering::Acquire);
         if self.held == 0 {
@@ -173,11 +265,17 @@ impl<A: Append, C: Clock> Stage for Log<A, C> {
         if self.held == 0 {
             let waiting = self.names_are_waiting();
             let appended = self.append_names();
-            if self.draining && validates_running == 0 && (!waiting || self.journal.is_full()) {
+            if self.draining && validates_running == 0 && (!waiting || self.journal.is_full()) && self.marks.is_empty() {
                 self.finished = true;
             }
             return match (waiting, appended) {
-                (false, _) => Regime::CaughtUp,
+                (false, _) => {
+                    if released {
+                        Regime::Processing
+                    } else {
+                        Regime::CaughtUp
+                    }
+                }
                 (true, true) => Regime::Processing,
                 (true, false) => Regime::Backpressure,
             };
@@ -186,6 +284,7 @@ impl<A: Append, C: Clock> Stage for Log<A, C> {
         if !self.append_names() || self.journal.room_cells() < self.held + 1 {
             return self.no_room();
         }
+        pass("log.names_appended");
         let count = self.held;
         let now_us = self.clock.now_us();
         for (row, verdict) in self.rows.iter_mut().zip(&self.taken[..count]) {
@@ -194,8 +293,13 @@ impl<A: Append, C: Clock> Stage for Log<A, C> {
         self.journal.append(&[], &self.rows[..count]);
         self.counts.row_appended += count as u64;
         self.counts.batch_committed += 1;
+        pass("log.appended");
         if !self.answered {
-            self.answer(count, false);
+            if self.journal.is_synced() {
+                self.keep_answers(count);
+            } else {
+                self.answer(count, false);
+            }
         }
         self.held = 0;
         Regime::Processing
@@ -219,7 +323,7 @@ impl<A: Append, C: Clock> Stage for Log<A, C> {
     }
 }
 
-/// The journal with the log's state: what the stage runs on in production.
+/// The journal with the log's state: what the stage runs on in production, in every tier.
 pub struct JournalEnd {
     journal: otedama_sharelog::Journal,
     full: Arc<AtomicBool>,
@@ -244,6 +348,22 @@ impl Append for JournalEnd {
 
     fn is_full(&self) -> bool {
         // Relaxed: a state that the sealer sets and clears; a pass more or less does not matter.
-        self.full.load(Ordering::Relaxed)
+        self.full.load(Ordering::Relaxed) || self.journal.sync_is_failing()
+    }
+
+    fn position(&self) -> u64 {
+        self.journal.position()
+    }
+
+    fn durable_position(&mut self) -> u64 {
+        self.journal.durable_position()
+    }
+
+    fn is_synced(&self) -> bool {
+        self.journal.is_synced()
+    }
+
+    fn sync_is_failing(&self) -> bool {
+        self.journal.sync_is_failing()
     }
 }

@@ -353,6 +353,7 @@ impl<D: Driver, C: Clock> Net<D, C> {
         }
         if worked {
             self.driver.flush();
+            otedama_killpoint::pass("net.answered");
             let now_us = self.clock.now_us();
             for arrival_us in self.arrivals.drain(..) {
                 self.histogram.saturating_record(now_us.saturating_sub(arrival_us).max(1));
@@ -936,6 +937,7 @@ impl State {
 
 impl<D: Driver, C: Clock> Stage for Net<D, C> {
     fn step(&mut self) -> Regime {
+        otedama_killpoint::pass("net.step");
         let jobs = self.take_jobs();
         // Answers leave before a socket is read: the cycle of rings cannot fill up.
         let answered = self.answer();

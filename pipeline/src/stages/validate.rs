@@ -514,6 +514,7 @@ fn verdict_of(submit: &Submit) -> Verdict {
 
 impl Stage for Validate {
     fn step(&mut self) -> Regime {
+        otedama_killpoint::pass("validate.step");
         let mut worked = false;
         for _ in 0..PASSES_PER_STEP {
             self.take_jobs();

@@ -23,7 +23,7 @@ impl Bench<'_> {
                 for turn in 0..DRIVERS.len() {
                     let index = (run + turn) % DRIVERS.len();
                     let driver = DRIVERS[index];
-                    let server = self.server_on(&format!("{driver}-{connections}x{depth}-{run}"), 20_000, "auto", driver)?;
+                    let server = self.server_on(&format!("{driver}-{connections}x{depth}-{run}"), 20_000, "auto", driver, "process")?;
                     let arguments = format!(
                         "run --target {} --connections {connections} --processes {processes} --depth {depth} --seconds {} --warmup 1 --mode valid --seed {} --server-pid {} --json",
                         server.stratum,
@@ -58,11 +58,11 @@ impl Bench<'_> {
 
     /// Bytes of the process and of the kernel for each of many idle connections.
     fn many(&self) -> Result<Vec<Value>, Failure> {
-        let base = self.server_on("many-base", 64, "auto", "uring")?;
+        let base = self.server_on("many-base", 64, "auto", "uring", "process")?;
         std::thread::sleep(Duration::from_secs(3));
         let base_bytes = measure::resident_bytes(base.process.pid())?;
         base.process.stop()?;
-        let server = self.server_on("many", MANY + 1000, "auto", "uring")?;
+        let server = self.server_on("many", MANY + 1000, "auto", "uring", "process")?;
         let slab_before = measure::unreclaimable_slab_bytes()?;
         let scratch = Scratch::new(self.root, "many-load")?;
         let output = scratch.path().join("loadgen.txt");

@@ -7,13 +7,13 @@ use std::process::Command;
 
 /// One figure over the runs.
 #[derive(Debug, PartialEq)]
-struct Gathered {
-    name: String,
-    unit: String,
-    counted: String,
+pub(super) struct Gathered {
+    pub(super) name: String,
+    pub(super) unit: String,
+    pub(super) counted: String,
     /// Distinct ones, in the order of the runs: where batches are cut is measured anew by every process.
-    conditions: Vec<String>,
-    values: Vec<f64>,
+    pub(super) conditions: Vec<String>,
+    pub(super) values: Vec<f64>,
 }
 
 impl Bench<'_> {
@@ -21,7 +21,7 @@ impl Bench<'_> {
     pub(super) fn kernels(&self) -> Result<Vec<Value>, Failure> {
         let mut gathered = Vec::new();
         for run in 0..self.request.runs {
-            let lines = lines_of(&self.benches, super::SERVER_CORE)?;
+            let lines = lines_of(&self.benches, &["--core", &super::SERVER_CORE.to_string()])?;
             gather(&mut gathered, run, &lines)?;
             println!("run {run}: {} figures", gathered.len());
         }
@@ -29,10 +29,11 @@ impl Bench<'_> {
     }
 }
 
-fn lines_of(binary: &Path, core: usize) -> Result<String, Failure> {
-    let said = format!("{} --core {core}", binary.display());
+/// What a measuring program prints.
+pub(super) fn lines_of(binary: &Path, arguments: &[&str]) -> Result<String, Failure> {
+    let said = format!("{} {}", binary.display(), arguments.join(" "));
     let done = Command::new(binary)
-        .args(["--core", &core.to_string()])
+        .args(arguments)
         .output()
         .map_err(|error| Failure::Environment(format!("{said}: {error}; leave out --no-build to build it")))?;
     if !done.status.success() {
@@ -42,7 +43,7 @@ fn lines_of(binary: &Path, core: usize) -> Result<String, Failure> {
 }
 
 /// Adds the lines of one run. Every run has every figure: one that is missing or doubled is an error, never a median over fewer runs.
-fn gather(gathered: &mut Vec<Gathered>, run: usize, lines: &str) -> Result<(), Failure> {
+pub(super) fn gather(gathered: &mut Vec<Gathered>, run: usize, lines: &str) -> Result<(), Failure> {
     for line in lines.lines().filter(|line| !line.trim().is_empty()) {
         let odd = |what: &str| Failure::Environment(format!("benches printed a line {what}: {line}"));
         let value: Value = serde_json::from_str(line).map_err(|error| odd(&format!("that is no JSON ({error})")))?;
@@ -75,7 +76,7 @@ fn gather(gathered: &mut Vec<Gathered>, run: usize, lines: &str) -> Result<(), F
 }
 
 /// Conditions of several runs as one: between commas, what differs stands with its alternatives.
-fn joined(conditions: &[String]) -> String {
+pub(super) fn joined(conditions: &[String]) -> String {
     let parted: Vec<Vec<&str>> = conditions.iter().map(|one| one.split(", ").collect()).collect();
     let Some(first) = parted.first() else { return String::new() };
     if parted.iter().any(|parts| parts.len() != first.len()) {
