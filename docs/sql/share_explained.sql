@@ -40,6 +40,7 @@ FROM
                 (
                     SELECT session, any(peer) AS peer_address, any(agent) AS agent_name, any(net) AS net_stage, any(extranonce1) AS extranonce1_number
                     FROM sessions
+                    WHERE session IN (SELECT session FROM shares WHERE seg = {seg:UInt64} AND seq = {seq:UInt64})
                     GROUP BY session
                 ) AS known USING (session)
             ) AS counted
@@ -56,6 +57,7 @@ FROM
                 job, any(height) AS height_mined, any(prev_hash) AS prev_hash_shown, any(clean) AS is_clean, min(time) AS job_created, max(ended) AS job_ended,
                 any(version) AS job_version, any(exp2(256 - 8 * (toFloat64(intDiv(nbits, 16777216)) - 3)) / bitAnd(nbits, 8388607)) * 65535 / exp2(48) AS network_difficulty
             FROM jobs
+            WHERE job IN (SELECT job FROM shares WHERE seg = {seg:UInt64} AND seq = {seq:UInt64})
             GROUP BY job
         ) AS known USING (job)
     ) AS counted

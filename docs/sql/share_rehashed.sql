@@ -88,6 +88,7 @@ FROM
                           (
                               SELECT session, any(extranonce1) AS extranonce1_number, any(extranonce2_bytes) AS en2_bytes
                               FROM sessions
+                              WHERE session IN (SELECT session FROM shares WHERE seg = {seg:UInt64} AND seq = {seq:UInt64})
                               GROUP BY session
                           ) AS known USING (session)
                       ) AS counted
@@ -96,6 +97,7 @@ FROM
                           SELECT
                               job, any(coinbase_prefix) AS prefix_hex, any(coinbase_suffix) AS suffix_hex, any(branch) AS branch_hex, any(prev_hash) AS prev_hash_shown, any(nbits) AS compact_target
                           FROM jobs
+                          WHERE job IN (SELECT job FROM shares WHERE seg = {seg:UInt64} AND seq = {seq:UInt64})
                           GROUP BY job
                       ) AS known USING (job)
                      )

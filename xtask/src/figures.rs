@@ -22,6 +22,7 @@ enum Topic {
     Kernels,
     Drivers,
     Log,
+    Sql,
 }
 
 /// A topic with its sizes.
@@ -43,6 +44,7 @@ impl Request {
             "kernels" => (Topic::Kernels, 5, 0),
             "drivers" => (Topic::Drivers, 5, 5),
             "log" => (Topic::Log, 5, 5),
+            "sql" => (Topic::Sql, 5, 0),
             other => return Err(Failure::Usage(format!("there is no topic {other}"))),
         };
         let mut request = Self { topic, runs, seconds, build: true };
@@ -67,22 +69,33 @@ impl Request {
             Topic::Kernels => "kernels",
             Topic::Drivers => "drivers",
             Topic::Log => "log",
+            Topic::Sql => "sql",
         }
     }
 
     /// The packages that it measures.
     fn packages(&self) -> &'static [&'static str] {
-        if self.topic == Topic::Kernels { &["benches"] } else { &["otedama", "loadgen"] }
+        match self.topic {
+            Topic::Kernels => &["benches"],
+            // An example, which cargo builds as it runs it: the server does the work that is measured.
+            Topic::Sql => &[],
+            Topic::Pipeline | Topic::Memory | Topic::Start | Topic::Drivers | Topic::Log => &["otedama", "loadgen"],
+        }
     }
 
     /// The command that repeats this measurement.
     fn command(&self) -> String {
-        let seconds =
-            if matches!(self.topic, Topic::Start | Topic::Kernels) { String::new() } else { format!(" --seconds {}", self.seconds) };
+        let seconds = if matches!(self.topic, Topic::Start | Topic::Kernels | Topic::Sql) {
+            String::new()
+        } else {
+            format!(" --seconds {}", self.seconds)
+        };
         format!("cargo xtask figures {} --runs {}{seconds}", self.name(), self.runs)
     }
 }
 
+/// Rows that the recipes run on.
+const SQL_ROWS: u32 = 10_000_000;
 const SERVER_CORE: usize = 0;
 const LOAD_CORE: usize = 1;
 /// Connections of the memory topic: both ends stay under the 20,000 descriptors that small machines allow a process.
@@ -104,10 +117,10 @@ struct Bench<'a> {
 
 /// Measures and writes the file.
 pub fn run(root: &Path, request: &Request) -> Result<(), Failure> {
-    if request.topic != Topic::Kernels && std::thread::available_parallelism().map_or(1, usize::from) < 2 {
+    if !matches!(request.topic, Topic::Kernels | Topic::Sql) && std::thread::available_parallelism().map_or(1, usize::from) < 2 {
         return Err(Failure::Environment("figures need two cores: the server has one of its own".to_owned()));
     }
-    if request.build {
+    if request.build && !request.packages().is_empty() {
         let packages = request.packages().iter().flat_map(|package| ["--package", package]);
         let status = Command::new("cargo").args(["build", "--release"]).args(packages).current_dir(root).status();
         if !status.is_ok_and(|status| status.success()) {
@@ -139,6 +152,7 @@ pub fn run(root: &Path, request: &Request) -> Result<(), Failure> {
         Topic::Kernels => bench.kernels()?,
         Topic::Drivers => bench.drivers()?,
         Topic::Log => bench.log()?,
+        Topic::Sql => bench.sql()?,
     };
     let folder = root.join("docs/figures");
     let path = folder.join(format!("{}.json", request.name()));
@@ -414,6 +428,42 @@ impl Bench<'_> {
     }
 
     /// One entry of a figures file: the median, with the least and the largest run as its spread.
+    /// The analyst's book on ten million generated shares; writes docs/sql/README.md and its pictures as well.
+    fn sql(&self) -> Result<Vec<Value>, Failure> {
+        crate::install::ensure(&crate::install::CLICKHOUSE)?;
+        let (rows, times) = (SQL_ROWS.to_string(), self.request.runs.to_string());
+        let page = self.root.join("docs/sql");
+        let output = Command::new("cargo")
+            .args(["run", "--package", "otedama-shipper", "--example", "analyst", "--", "--rows", &rows, "--times", &times, "--page"])
+            .arg(&page)
+            .current_dir(self.root)
+            .stderr(std::process::Stdio::inherit())
+            .output();
+        let output = output.ok().filter(|output| output.status.success());
+        let output = output.ok_or_else(|| Failure::Environment("cargo run --example analyst failed".to_owned()))?;
+        let mut figures = Vec::new();
+        let mut medians = Vec::new();
+        let mut conditions = String::new();
+        for line in String::from_utf8_lossy(&output.stdout).lines() {
+            let wrong = || Failure::Environment(format!("the example printed {line:?}, which is no result"));
+            let value: Value = serde_json::from_str(line).map_err(|_| wrong())?;
+            let name = value["recipe"].as_str().ok_or_else(wrong)?;
+            let ms: Vec<f64> = value["runs"].as_array().ok_or_else(wrong)?.iter().filter_map(Value::as_f64).collect();
+            if ms.len() != self.request.runs {
+                return Err(wrong());
+            }
+            conditions = format!(
+                "ClickHouse {} of Debian on loopback, {rows} generated shares of 26 hours, request to answer, page cache warm, every run over all rows that the recipe's span has",
+                value["server"].as_str().ok_or_else(wrong)?
+            );
+            medians.push(median(&ms));
+            figures.push(self.figure(&format!("recipe_ms_{name}"), &ms, "ms", "wall time of one SELECT", &conditions));
+        }
+        let counted = format!("medians of {} recipes", medians.len());
+        figures.push(self.figure("recipes_ms", &medians, "ms", &counted, &conditions));
+        Ok(figures)
+    }
+
     fn figure(&self, name: &str, values: &[f64], unit: &str, counted: &str, conditions: &str) -> Value {
         let least = values.iter().copied().fold(f64::INFINITY, f64::min);
         let largest = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);

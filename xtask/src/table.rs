@@ -42,7 +42,9 @@ struct Page {
 fn pages(root: &Path) -> Result<Vec<Page>, Failure> {
     let entries = entries(&root.join("docs/figures"))?;
     // README has what sums up; the rows of the kernels' grids have a page of their own.
-    let (grid, rest): (Vec<Value>, Vec<Value>) = entries.into_iter().partition(kernels::is_cell);
+    let (grid, mut rest): (Vec<Value>, Vec<Value>) = entries.into_iter().partition(kernels::is_cell);
+    // So have the recipes, one by one: docs/sql, which their own command writes.
+    rest.retain(|entry| !entry["name"].as_str().is_some_and(|name| name.starts_with("recipe_ms_")));
     let page = |name: &str, table: &str| {
         let path = root.join(name);
         let failed = |what: &dyn std::fmt::Display| Failure::Environment(format!("{}: {what}", path.display()));
