@@ -348,6 +348,7 @@ impl UringDriver {
         }
         let events_before = self.sockets.events.len();
         if !others.iter().any(Ring::has_work) {
+            // Work in another ring is one completion in this one, however much it is: a batch would be waited for in vain.
             let batch = self.pace.batch().filter(|_| others.is_empty());
             self.enter(0, Wait::For { timeout, batch });
         }
