@@ -6,13 +6,16 @@
 use std::fmt::Write as _;
 
 use otedama_pipeline::driver::Plan;
-use otedama_pipeline::stages::{DUPLICATE_TABLE_BYTES, DUPLICATE_TABLES, ROOT_CACHE_BYTES};
+use otedama_pipeline::stages::{DUPLICATE_TABLE_BYTES, DUPLICATE_TABLES, EXTRANONCES_WAITING, IN_FLIGHT, ROOT_CACHE_BYTES, TEXT_BYTES_MAX};
 use otedama_primitives::{Answer, BlockCandidate, Dimension, Submit, Verdict};
 use otedama_stratum::vardiff::Memory;
 use serde::Serialize;
 
 use crate::config::{Ack, Config, Cores, WhenFull};
 use crate::jobs::KEPT_FOR_CANDIDATES;
+use crate::stats::CONNECTIONS_MAX;
+use crate::topology::depth;
+use crate::wiring::{JOURNAL_FILE_BYTES, SOCKET_BUFFER_BYTES};
 
 /// Numbers that the code fixes. All bytes are of one item.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,6 +38,14 @@ pub struct Limits {
     pub ring_bytes: u64,
     /// Unsent bytes that a connection may have before it is closed.
     pub write_buffer_bytes: u64,
+    /// What the kernel holds for a connection in one direction at most.
+    pub socket_buffer_bytes: u64,
+    /// Replies that wait behind the shares in flight of a net.
+    pub waiting_replies_bytes: u64,
+    /// Values of extranonce1 of a net that wait for their last job to end.
+    pub extranonces_waiting: u64,
+    /// Bytes of one.
+    pub extranonce_bytes: u64,
     /// Depth of a net's FIFO of shares in flight; also of `log_net`, which therefore never fills.
     pub in_flight: u64,
     /// Bytes of an entry of that FIFO: slot, generation, id token, work.
@@ -91,24 +102,29 @@ impl Default for Limits {
             rings: 0,
             ring_bytes: 0,
             write_buffer_bytes: 256 << 10,
-            in_flight: 1 << 15,
+            // Linux doubles what it is asked for.
+            socket_buffer_bytes: 2 * SOCKET_BUFFER_BYTES as u64,
+            waiting_replies_bytes: TEXT_BYTES_MAX as u64,
+            extranonces_waiting: EXTRANONCES_WAITING as u64,
+            extranonce_bytes: 24,
+            in_flight: IN_FLIGHT as u64,
             in_flight_bytes: 48,
-            net_validate: 1 << 14,
-            validate_log: 1 << 14,
-            net_log: 1 << 12,
-            validate_chain: 64,
+            net_validate: depth::NET_VALIDATE as u64,
+            validate_log: depth::VALIDATE_LOG as u64,
+            net_log: depth::NET_LOG as u64,
+            validate_chain: depth::VALIDATE_CHAIN as u64,
             jobs_live: 8,
             job_bytes: 4 << 10,
             duplicate_tables: DUPLICATE_TABLES as u64,
             duplicate_table_bytes: DUPLICATE_TABLE_BYTES as u64,
             root_cache_bytes: ROOT_CACHE_BYTES as u64,
             journal_files: 4,
-            journal_file_bytes: 64 << 20,
+            journal_file_bytes: JOURNAL_FILE_BYTES,
             seal_row_bytes: 128,
             sealed_row_bytes: 70,
             histograms_per_net: 2,
             histogram_bytes: 64 << 10,
-            stats_clients: 64,
+            stats_clients: CONNECTIONS_MAX as u64,
             stats_client_bytes: 64 << 10,
             connect_rate_addresses: 1 << 16,
             connect_rate_bytes: 64,
@@ -200,6 +216,28 @@ pub fn bounds(config: &Config, limits: &Limits) -> Vec<Bound> {
         "a longer line closes the connection, saying why",
     );
     bound("unsent answers", connections, limits.write_buffer_bytes, Taken::AtMost, "a miner that does not read is closed");
+    bound("unread, in the kernel", connections, limits.socket_buffer_bytes, Taken::AtMost, "TCP holds the sender back");
+    bound(
+        "unsent, in the kernel",
+        connections,
+        limits.socket_buffer_bytes,
+        Taken::AtMost,
+        "answers wait in the server, see unsent answers",
+    );
+    bound(
+        "replies behind shares",
+        limits.nets,
+        limits.waiting_replies_bytes,
+        Taken::AtMost,
+        "net stops reading sockets until answers have left",
+    );
+    bound(
+        "extranonces on hold",
+        limits.nets * limits.extranonces_waiting,
+        limits.extranonce_bytes,
+        Taken::AtMost,
+        "new connections are closed until the jobs of old ones have ended",
+    );
     bound(
         "workers of a connection",
         connections.saturating_mul(workers),
@@ -388,6 +426,7 @@ mod tests {
         names.dedup();
         assert_eq!(names.len(), all.len());
         assert_eq!(find(&all, "duplicate tables").bytes, 12 * ((1 << 20) * 8 + (1 << 19) * 24));
+        assert_eq!(find(&all, "unread, in the kernel").bytes, 10_000 << 18);
         assert_eq!(find(&all, "ring net_validate").bytes, (1 << 14) * 64);
         assert_eq!(find(&all, "ring log_net").bytes, (1 << 15) * 8);
         assert_eq!(find(&all, "connections").count, 10_000);

@@ -59,7 +59,7 @@ impl ModelSink {
         let fate = fates.pop_front().unwrap_or(Fate::Taken);
         let mut take = || {
             model.world.acts.push_front(Act::Take);
-            let reply = model.world.insert(insert.clone(), &mut false);
+            let reply = model.world.insert(insert.clone(), &mut Duration::default());
             model.world.acts.clear();
             assert!(matches!(reply, Reply::Send(200, _)));
             if insert.sql.ends_with(" FORMAT Native") {

@@ -60,6 +60,9 @@ pub struct Config {
     pub clickhouse: String,
     pub net: &'static str,
     pub validate: &'static str,
+    pub read_within_ms: u32,
+    /// Stages that stop for a while: not in the file but in the environment.
+    pub fail_point: &'static str,
 }
 
 impl Default for Config {
@@ -80,6 +83,8 @@ impl Default for Config {
             clickhouse: String::new(),
             net: "auto",
             validate: "auto",
+            read_within_ms: 250,
+            fail_point: "",
         }
     }
 }
@@ -101,6 +106,8 @@ impl Config {
             clickhouse,
             net,
             validate,
+            read_within_ms,
+            fail_point: _,
         } = self;
         format!(
             "[stratum]\nlisten = [\"{listen}\"]\ndifficulty = {difficulty:e}\nmax_connections = {max_connections}\n\
@@ -109,6 +116,7 @@ impl Config {
              [log]\ndir = \"{}\"\nack = \"{ack}\"\nmax_bytes = \"{max_bytes}\"\n\
              [clickhouse]\nurl = \"{clickhouse}\"\n\
              [limits]\nline_bytes = {line_bytes}\nauthorize_within_s = {authorize_within_s}\nrefused_per_s = {refused_per_s}\n\
+             read_within_ms = {read_within_ms}\n\
              [stats]\nlisten = \"127.0.0.1:0\"\n\
              [layout]\nnet = \"{net}\"\nvalidate = \"{validate}\"\n",
             log.display()
@@ -154,7 +162,11 @@ impl Site {
     /// The same with these variables in its environment.
     pub fn spawn_with(&self, variables: &[(&str, &str)]) -> Starting {
         let stderr = File::options().create(true).append(true).open(self.path("stderr")).expect("open stderr");
-        let mut child = Command::new(env!("CARGO_BIN_EXE_otedama"))
+        let mut command = Command::new(env!("CARGO_BIN_EXE_otedama"));
+        if !self.config.fail_point.is_empty() {
+            command.env("OTEDAMA_FAIL_POINT_PAUSE", self.config.fail_point);
+        }
+        let mut child = command
             .arg("serve")
             .arg("--config")
             .arg(self.config_file())
@@ -543,7 +555,11 @@ impl Miner {
     pub const WORKER: &'static str = "probe.one";
 
     pub fn connect(target: SocketAddr) -> Self {
-        let mut wire = Wire::connect(target);
+        Self::over(Wire::connect(target))
+    }
+
+    /// The same over a connection of the caller's.
+    pub fn over(mut wire: Wire) -> Self {
         wire.send(format!(
             "{{\"id\":1,\"method\":\"mining.subscribe\",\"params\":[\"probe/1\"]}}\n{{\"id\":2,\"method\":\"mining.authorize\",\"params\":[\"{}\",\"x\"]}}\n",
             Self::WORKER

@@ -8,7 +8,7 @@ mod validate;
 
 pub use duplicates::{DUPLICATE_ENTRIES, DUPLICATE_PRESSURE, DUPLICATE_TABLE_BYTES, DUPLICATE_TABLES};
 pub use log::{Append, JournalEnd, Log, LogPorts};
-pub use net::{Histograms, IN_FLIGHT, Net, NetPorts, NetSettings};
+pub use net::{EXTRANONCES_WAITING, Histograms, IN_FLIGHT, Net, NetPorts, NetSettings, TEXT_BYTES_MAX};
 pub use overload::DOUBLINGS_MAX;
 pub use roots::ROOT_CACHE_BYTES;
 pub use validate::{BlockBell, Validate, ValidatePorts, ValidatedJob};

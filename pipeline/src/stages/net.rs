@@ -30,8 +30,8 @@ const LINES_PER_STEP: u64 = 1024;
 const READ_AHEAD_US: u64 = 500;
 /// Places of the FIFO released in a step: a write each at worst.
 const ANSWERS_PER_STEP: usize = 4096;
-/// Bytes of replies that may wait behind shares in flight; above it net stops reading.
-const TEXT_BYTES_MAX: usize = 4 << 20;
+/// Bytes of replies that may wait behind the shares in flight of a net; above it that net stops reading.
+pub const TEXT_BYTES_MAX: usize = 4 << 20;
 /// The last word to a connection that is closed for its refusals.
 const TOO_MANY_REFUSED: &[u8] =
     b"{\"id\":null,\"method\":\"client.show_message\",\"params\":[\"closed: too many refused shares or lines a second\"]}\n";
@@ -42,8 +42,8 @@ const WORST_UNDER_OVERLOAD: &[u8] =
 const BROADCASTS_PER_STEP: usize = 32;
 /// Connections whose deadlines are looked at in one housekeeping.
 const DEADLINES_PER_HOUSEKEEPING: usize = 256;
-/// Values of extranonce1 that may wait for their last job after a disconnect, 24 bytes each: 4,000 reconnects a second for the life of a job.
-const EXTRANONCES_WAITING: usize = 1 << 20;
+/// Values of extranonce1 of a net that may wait for their last job after a disconnect, 24 bytes each: 4,000 reconnects a second for the life of a job.
+pub const EXTRANONCES_WAITING: usize = 1 << 20;
 /// Dimension records that one line can make.
 const NAMES_PER_LINE: usize = 1;
 

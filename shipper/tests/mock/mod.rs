@@ -29,6 +29,8 @@ pub enum Act {
     DropTables,
     /// Takes its time, then takes it.
     TakeSlowly,
+    /// Takes it and answers after this long.
+    TakeAfter(Duration),
 }
 
 /// An insert as it arrived.
@@ -200,7 +202,7 @@ fn serve(stream: TcpStream, world: &Mutex<World>, stop: &AtomicBool) {
         if stop.load(Ordering::Relaxed) {
             return;
         }
-        let mut slow = false;
+        let mut slow = Duration::ZERO;
         let reply = {
             let mut world = world.lock().expect("world");
             if let (Some(user), Some(password)) = (request.headers.get("x-clickhouse-user"), request.headers.get("x-clickhouse-key")) {
@@ -216,9 +218,7 @@ fn serve(stream: TcpStream, world: &Mutex<World>, stop: &AtomicBool) {
                 None => world.answer(&String::from_utf8(body).expect("SQL in UTF-8")),
             }
         };
-        if slow {
-            thread::sleep(Duration::from_millis(30));
-        }
+        thread::sleep(slow);
         match reply {
             Reply::Send(status, text) => {
                 let answer = format!("HTTP/1.1 {status} X\r\nContent-Length: {}\r\n\r\n{text}", text.len());
@@ -256,7 +256,7 @@ impl World {
         rows
     }
 
-    pub fn insert(&mut self, insert: Insert, slow: &mut bool) -> Reply {
+    pub fn insert(&mut self, insert: Insert, slow: &mut Duration) -> Reply {
         let native = insert.sql.ends_with(" FORMAT Native");
         let act = if native { self.acts.pop_front().unwrap_or(Act::Take) } else { Act::Take };
         let token = insert.token().to_owned();
@@ -276,7 +276,11 @@ impl World {
         match act {
             Act::Take => take(rows),
             Act::TakeSlowly => {
-                *slow = true;
+                *slow = Duration::from_millis(30);
+                take(rows);
+            }
+            Act::TakeAfter(time) => {
+                *slow = time;
                 take(rows);
             }
             Act::TakeInPart => {
