@@ -275,9 +275,11 @@ impl DimensionLog {
             let mut reader = DimensionReader::from(dir, start)?;
             let mut end = reader.offset();
             while let Some(entry) = reader.next() {
-                // Damage in the middle stays for verify to tell; appending goes on behind all of it.
+                // Damage with records behind it stays for verify to tell, and appending goes on behind all of it. Damage with none behind it, and behind all that segments
+                // need, is a record that a power cut took a part of: torn, as a short one is.
                 match entry {
-                    Ok(_) | Err(LogError::Damaged { .. }) => end = reader.offset(),
+                    Ok(_) => end = reader.offset(),
+                    Err(LogError::Damaged { .. }) => {}
                     Err(error) => return Err(error),
                 }
             }

@@ -169,3 +169,31 @@ fn readers_beside_a_writer_see_every_row_up_to_some_moment_and_no_problem() {
     let appended = writer.join().expect("writer");
     assert_eq!(nonces(folder.path()).len(), appended as usize);
 }
+
+#[test]
+fn a_dimension_record_that_a_power_cut_took_a_part_of_is_cut_and_damage_with_records_behind_it_stays() {
+    let folder = tempfile::tempdir().expect("folder");
+    let settings = settings(folder.path(), 1);
+    let path = folder.path().join("dimensions.log");
+    let (journal, _, registry, _) = ShareLog::open(settings.clone()).expect("open");
+    registry.run(&run_record(settings.run)).expect("run");
+    registry.job(&job(settings.run, 1)).expect("job");
+    let sound = std::fs::read(&path).expect("read");
+    registry.job(&job(settings.run, 2)).expect("job");
+    drop((journal, registry));
+    // The size is that of the last write, its second half never came.
+    let mut torn = std::fs::read(&path).expect("read");
+    let half = sound.len() + (torn.len() - sound.len()) / 2;
+    torn[half..].fill(0);
+    std::fs::write(&path, &torn).expect("write");
+    drop(ShareLog::open(support::settings(folder.path(), 2)).expect("open"));
+    assert_eq!(std::fs::read(&path).expect("read"), sound);
+    assert_eq!(otedama_sharelog::verify::verify(folder.path(), None).expect("verify").problems, Vec::<String>::new());
+    // A flipped byte in the first record: the second stands behind it, so nothing is cut, and verify tells.
+    let mut damaged = sound.clone();
+    damaged[60] ^= 1;
+    std::fs::write(&path, &damaged).expect("write");
+    drop(ShareLog::open(support::settings(folder.path(), 3)).expect("open"));
+    assert_eq!(std::fs::read(&path).expect("read"), damaged);
+    assert!(!otedama_sharelog::verify::verify(folder.path(), None).expect("verify").is_clean());
+}
