@@ -1,7 +1,7 @@
 //! `otedama demo`: a pool on the practice chain, a farm with real proof of work, a share log in a temporary folder, a stats page; at the end every share is accounted for.
 use crate::config::Config;
 use crate::stats::StatsSource;
-use crate::wiring::{Pool, chain_of};
+use crate::wiring::{Pool, Wire, chain_of};
 use loadgen::farm::{Farm, FarmConfig};
 use loadgen::ledger::LedgerSink;
 use otedama_primitives::ShareStatus;
@@ -48,7 +48,7 @@ pub fn run(args: &DemoArgs, started: Instant, stop: &Arc<AtomicBool>) -> Result<
     config.stats.listen = SocketAddr::from(([127, 0, 0, 1], 0));
     config.chain.rpc = vec!["practice".to_owned()];
     config.log.dir.clone_from(&log_dir);
-    let pool = Pool::start(&config, started)?;
+    let pool = Pool::start(&config, started, Wire::default())?;
     let listening_ms = started.elapsed().as_secs_f64() * 1000.0;
     let stratum = *pool.stratum().first().ok_or("the pool listens nowhere")?;
     println!("stats page  http://{}/", pool.stats_address());

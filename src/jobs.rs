@@ -76,6 +76,11 @@ impl JobDesk {
         }
     }
 
+    /// Counter of the newest job that went to the stages; 0 before the first.
+    pub fn newest_sent(&self) -> u32 {
+        self.kept.back().map_or(0, |(_, published)| published.job.id.counter())
+    }
+
     fn validated(&self, job: u64) -> Option<Arc<ValidatedJob>> {
         self.kept.iter().rev().find(|(validated, _)| validated.id.0 == job).map(|(validated, _)| validated.clone())
     }

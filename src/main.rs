@@ -1,6 +1,7 @@
 //! `otedama`: a mining pool whose share log is exact. This file is the command line; `topology` is the page to read first, `wiring` joins the crates.
 #![deny(unsafe_code)]
 
+mod capture;
 mod check;
 mod config;
 mod demo;
@@ -12,6 +13,7 @@ mod top;
 mod topology;
 mod wiring;
 
+use capture::{CaptureOrder, Replay};
 use clap::{Parser, Subcommand, ValueEnum};
 use config::Config;
 use otedama_pipeline::driver::Drivers;
@@ -23,7 +25,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use wiring::{Pool, StartError, chain_of};
+use wiring::{Pool, StartError, Wire, chain_of};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -36,6 +38,12 @@ examples:
   otedama shares --config otedama.toml --by worker,minute --since 1h --format csv
 
 Exit codes: 0 ok, 1 a finding, 2 usage or config, 3 environment.";
+
+const CAPTURE_HELP: &str = "\
+Capture and replay:
+  otedama serve --config practice.toml --capture wire           then load it, and stop it
+  otedama serve --config replay.toml --replay-of wire           the same config with another [log] dir
+  loadgen replay wire --target 127.0.0.1:3333 --speed max       compares every verdict, exit 1 on the first other one";
 
 #[derive(Parser, Debug)]
 #[command(name = "otedama", version, about = "A mining pool whose share log is exact.", after_help = EXAMPLES)]
@@ -50,6 +58,22 @@ struct ConfigArg {
     /// The config file.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+}
+
+#[derive(clap::Args, Debug)]
+#[command(after_help = CAPTURE_HELP)]
+struct ServeArgs {
+    #[command(flatten)]
+    config: ConfigArg,
+    /// Writes every byte in and out with its time into this new folder.
+    #[arg(long, value_name = "DIR")]
+    capture: Option<PathBuf>,
+    /// The capture ends at this size, the pool goes on.
+    #[arg(long, value_name = "N", default_value_t = 1024, requires = "capture", value_parser = clap::value_parser!(u64).range(1..=1 << 24))]
+    capture_max_mib: u64,
+    /// Serves with the ids and jobs of a capture, for `loadgen replay`; practice chain, fixed difficulty, one net, empty log.
+    #[arg(long, value_name = "DIR")]
+    replay_of: Option<PathBuf>,
 }
 
 /// A share log: by its folder or by the config that names it.
@@ -68,7 +92,7 @@ enum Commands {
     /// Pool, farm, share log and stats page in one process; reconciles at the end.
     Demo(demo::DemoArgs),
     /// Runs the pool until SIGTERM or SIGINT, then drains and seals.
-    Serve(ConfigArg),
+    Serve(ServeArgs),
     /// Judges a config and prints every bound with its bytes.
     Check(ConfigArg),
     /// Asks a running server how it is.
@@ -348,14 +372,16 @@ fn raise_nofile() {
     }
 }
 
-fn serve(args: &ConfigArg, started: Instant) -> Result<u8, Failure> {
-    let config = load(args)?;
+fn serve(args: &ServeArgs, started: Instant) -> Result<u8, Failure> {
+    let config = load(&args.config)?;
     if judge(&config) {
         return Err(Failure::usage("the config is refused; mend what stands above"));
     }
     raise_nofile();
     let stop = stop_flag()?;
-    let pool = Pool::start(&config, started)?;
+    let capture = args.capture.clone().map(|dir| CaptureOrder { dir, bytes_max: args.capture_max_mib << 20 });
+    let replay_of = args.replay_of.as_deref().map(Replay::read).transpose().map_err(StartError::from)?;
+    let pool = Pool::start(&config, started, Wire { capture, replay_of })?;
     let practice = if config.chain.is_practice() { "   (PRACTICE chain)" } else { "" };
     for address in pool.stratum() {
         println!("listening on {address}{practice}");
@@ -363,6 +389,9 @@ fn serve(args: &ConfigArg, started: Instant) -> Result<u8, Failure> {
     println!("stats on http://{}/", pool.stats_address());
     println!("sockets by {}", pool.driver());
     println!("share log {}; listening {:.1} ms after the start", config.log.dir.display(), pool.started().elapsed().as_secs_f64() * 1000.0);
+    if let Some(capture) = pool.capture() {
+        println!("{}", capture.notice());
+    }
     while !stop.load(Ordering::Relaxed) && pool.is_alive() {
         std::thread::sleep(Duration::from_millis(20));
     }

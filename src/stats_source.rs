@@ -9,7 +9,7 @@ use crate::topology::Latencies;
 use hdrhistogram::Histogram;
 use otedama_chain::ChainStats;
 use otedama_kernels::Isa;
-use otedama_pipeline::metrics::{Kind, LogMetrics, NetMetrics, Sample, ValidateMetrics};
+use otedama_pipeline::metrics::{CaptureMetrics, Kind, LogMetrics, NetMetrics, Sample, ValidateMetrics};
 use otedama_pipeline::ring::RingInfo;
 use otedama_pipeline::stages::DOUBLINGS_MAX;
 use otedama_pipeline::sys::WallClock;
@@ -40,6 +40,8 @@ pub struct PoolStats {
     stages: Vec<StageInfo>,
     rings: Vec<RingInfo>,
     nets: Vec<Arc<NetMetrics>>,
+    /// Empty without `--capture`.
+    captures: Vec<Arc<CaptureMetrics>>,
     validates: Vec<Arc<ValidateMetrics>>,
     log: Arc<LogMetrics>,
     log_counters: Arc<LogCounters>,
@@ -92,6 +94,7 @@ impl PoolStats {
         isa: Isa,
         clock: WallClock,
         nets: Vec<Arc<NetMetrics>>,
+        captures: Vec<Arc<CaptureMetrics>>,
         validates: Vec<Arc<ValidateMetrics>>,
         log: Arc<LogMetrics>,
         latencies: Vec<(Rx<Latencies>, Tx<Latencies>)>,
@@ -125,6 +128,7 @@ impl PoolStats {
             stages: running.stages.clone(),
             rings: running.rings.clone(),
             nets,
+            captures,
             validates,
             log,
             log_counters,
@@ -181,6 +185,7 @@ impl PoolStats {
         self.nets.iter().for_each(|net| add("net", net.samples()));
         self.validates.iter().for_each(|validate| add("validate", validate.samples()));
         add("log", self.log.samples());
+        self.captures.iter().for_each(|capture| add("capture", capture.samples()));
         let gauge = |name: &str, help, value: f64| Metric { name: name.to_owned(), help, kind: MetricKind::Gauge, value };
         let counter = |name: &str, help, value: u64| Metric { name: name.to_owned(), help, kind: MetricKind::Counter, value: value as f64 };
         let chain = self.chain.snapshot(self.clock.now_us());

@@ -1,4 +1,5 @@
 //! Puts the crates together: the share path on its cores, and around it chain, sealer, shipper and stats on the control and stats cores.
+use crate::capture::{Capture, CaptureFailure, CaptureOrder, Drawn, JobTurn, JobTurns, PatientPractice, Replay};
 use crate::config::{self, Ack, Config};
 use crate::jobs::{CandidatesFromLog, JobDesk, PoolSink, lock};
 use crate::stats::StatsServer;
@@ -8,9 +9,9 @@ use otedama_chain::node::rpc::{RpcNodes, RpcSettings};
 use otedama_chain::{AssemblerSettings, ChainSettings, ChainStats, Command, Network, NodeRpc, Practice, PracticeSettings};
 use otedama_kernels::Isa;
 use otedama_pipeline::Rx;
-use otedama_pipeline::driver::{Choice, DoorSettings, DriverError, Drivers, Listener};
+use otedama_pipeline::driver::{Captured, Choice, DoorSettings, Driver, DriverError, Drivers, Listener};
 use otedama_pipeline::fail_point::Pause;
-use otedama_pipeline::metrics::ValidateMetrics;
+use otedama_pipeline::metrics::{CaptureMetrics, NetMetrics, ValidateMetrics};
 use otedama_pipeline::stages::{BlockBell, DUPLICATE_PRESSURE, JournalEnd, NetSettings};
 use otedama_pipeline::sys::{WallClock, allowed_cores, pin_to_core};
 use otedama_pipeline::{Cores, Running};
@@ -50,6 +51,8 @@ const SYNC_TICK_AT_REST: Duration = Duration::from_millis(1);
 const SYNC_LOOKS: u32 = 1000;
 /// Pause before a new file is tried after the disk refused one.
 const SYNC_RETRY: Duration = Duration::from_millis(200);
+/// A replay renews no job by the clock.
+const REFRESH_NEVER_S: u64 = 1_000_000_000;
 /// The log-full check and clock corrections.
 const SLOW_TICK: Duration = Duration::from_millis(100);
 /// What the kernel holds for a connection in each direction at most, as it is asked for; Linux allows twice as much, half of it for its own bookkeeping. A thousand
@@ -81,6 +84,21 @@ impl StartError {
     }
 }
 
+impl From<CaptureFailure> for StartError {
+    fn from(failure: CaptureFailure) -> Self {
+        Self { what: failure.to_string(), code: failure.exit_code(), source: None }
+    }
+}
+
+/// What is done with the wire of a pool beside serving it.
+#[derive(Debug, Default)]
+pub struct Wire {
+    /// Write it down.
+    pub capture: Option<CaptureOrder>,
+    /// Serve as a captured pool did.
+    pub replay_of: Option<Replay>,
+}
+
 /// A running pool.
 pub struct Pool {
     running: Running,
@@ -95,6 +113,8 @@ pub struct Pool {
     /// Tier `disk`.
     sync: Option<JoinHandle<()>>,
     shipper: Option<JoinHandle<()>>,
+    capture: Option<Capture>,
+    capture_writers: Vec<JoinHandle<bool>>,
     listening: Vec<SocketAddr>,
     started: Instant,
 }
@@ -261,14 +281,45 @@ fn chosen_isa(name: &str) -> Result<Isa, StartError> {
     })
 }
 
+/// The captures of all nets, as they begin.
+struct Captures<'a> {
+    core: usize,
+    started: Instant,
+    writers: &'a mut Vec<JoinHandle<bool>>,
+    metrics: &'a mut Vec<Arc<CaptureMetrics>>,
+}
+
+impl Captures<'_> {
+    /// Wraps every driver, and starts the thread that writes its file.
+    fn of<D: Driver>(&mut self, drivers: Vec<D>, capture: &mut Capture) -> Result<Vec<Captured<D>>, StartError> {
+        let mut captured = Vec::with_capacity(drivers.len());
+        for (driver, net) in drivers.into_iter().zip(0..) {
+            let (driver, writer, metrics) = Captured::new(driver, net, self.started, capture.bytes_max);
+            captured.push(driver);
+            self.writers.push(spawn(&format!("capture:{net}"), self.core, capture.writing(writer))?);
+            self.metrics.push(metrics);
+        }
+        Ok(captured)
+    }
+}
+
 impl Pool {
     /// Starts everything. `started` is when the process began, for `listening_ms`.
-    pub fn start(config: &Config, started: Instant) -> Result<Self, StartError> {
+    pub fn start(config: &Config, started: Instant, wire: Wire) -> Result<Self, StartError> {
         let cores = cores_of(config)?;
+        if let Some(replay) = &wire.replay_of {
+            replay.check(config, cores.net.len())?;
+        }
+        let is_replay = wire.replay_of.is_some();
+        let drawn = wire.replay_of.as_ref().map_or_else(|| Drawn { epoch: random() as u32, salt: random() as u32 }, Replay::drawn);
+        let mut capture = match &wire.capture {
+            Some(order) => Some(Capture::create(order, config, drawn, cores.net.len())?),
+            None => None,
+        };
         let assembler = assembler_settings(config)?;
         let isa = chosen_isa(config.layout.isa.name())?;
         let clock = WallClock::new();
-        let run = RunId::new(config.pool.instance, random() as u32);
+        let run = RunId::new(config.pool.instance, drawn.epoch);
         let listeners = listen(&config.stratum.listen)?;
         let listening = listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect::<Vec<_>>();
         let stats_listener = TcpListener::bind(config.stats.listen)
@@ -316,9 +367,10 @@ impl Pool {
             session: session_settings(config),
             connections_max: config.stratum.max_connections as usize,
             line_bytes: config.limits.line_bytes as usize,
-            authorize_within_us: config.limits.authorize_within_s.saturating_mul(1_000_000),
-            refused_per_s: config.limits.refused_per_s,
-            read_within_us: config.limits.read_within_ms.saturating_mul(1000),
+            // A replay may be quicker than what was captured: what is a limit in time would be another one.
+            authorize_within_us: if is_replay { u64::MAX } else { config.limits.authorize_within_s.saturating_mul(1_000_000) },
+            refused_per_s: if is_replay { u32::MAX } else { config.limits.refused_per_s },
+            read_within_us: if is_replay { u64::MAX } else { config.limits.read_within_ms.saturating_mul(1000) },
         };
         let log_full: Arc<AtomicBool> = Arc::default();
         let candidate_found = Arc::new(Notify::new());
@@ -329,15 +381,28 @@ impl Pool {
         let answer_first = config.log.ack == Ack::Memory;
         let boot = Boot { clock: clock.clone(), isa, seed: random(), answer_first, block_bell, fail_points: fail_points()? };
         let journal = JournalEnd::new(journal, log_full.clone());
-        let (topology, ends) = match drivers {
-            Drivers::Mio(drivers) => lay_out(&cores, drivers, &settings, journal, &boot),
+        let (mut capture_writers, mut capture_metrics) = (Vec::new(), Vec::new());
+        let mut captures = Captures { core: cores.control, started, writers: &mut capture_writers, metrics: &mut capture_metrics };
+        let (topology, ends) = match (drivers, &mut capture) {
+            (Drivers::Mio(drivers), None) => lay_out(&cores, drivers, &settings, journal, &boot),
+            (Drivers::Mio(drivers), Some(capture)) => lay_out(&cores, captures.of(drivers, capture)?, &settings, journal, &boot),
             #[cfg(target_os = "linux")]
-            Drivers::Uring(drivers) => lay_out(&cores, drivers, &settings, journal, &boot),
+            (Drivers::Uring(drivers), None) => lay_out(&cores, drivers, &settings, journal, &boot),
+            #[cfg(target_os = "linux")]
+            (Drivers::Uring(drivers), Some(capture)) => lay_out(&cores, captures.of(drivers, capture)?, &settings, journal, &boot),
         };
         let running = topology.start().map_err(|error| StartError::environment("starting the share path", error))?;
 
         let chain_stats: Arc<ChainStats> = Arc::default();
-        let desk = Arc::new(Mutex::new(JobDesk::new(ends.jobs_to_validate, ends.jobs_to_net, wakers, random() as u32)));
+        let desk = Arc::new(Mutex::new(JobDesk::new(ends.jobs_to_validate, ends.jobs_to_net, wakers, drawn.salt)));
+        let source = source_of(config, &clock, is_replay)?;
+        let replay = match (wire.replay_of, &source) {
+            (Some(replay), Source::Patient(practice)) => {
+                let nets = ends.net_metrics.clone();
+                Some(ReplayedJobs { turns: replay.into_turns(), practice: practice.0.clone(), nets })
+            }
+            _ => None,
+        };
         let stats = Arc::new(PoolStats::new(
             config,
             &running,
@@ -345,6 +410,7 @@ impl Pool {
             isa,
             clock.clone(),
             ends.net_metrics,
+            capture_metrics,
             ends.validate_metrics.clone(),
             ends.log_metrics,
             ends.latencies,
@@ -368,7 +434,7 @@ impl Pool {
                 network: if config.chain.is_practice() { Network::Main } else { network_of(config)? },
                 assembler,
                 poll_ms: config.chain.poll_ms,
-                refresh_s: config.chain.refresh_s,
+                refresh_s: if is_replay { REFRESH_NEVER_S } else { config.chain.refresh_s },
             },
             sink: PoolSink::new(desk.clone(), registry.clone(), clock.clone(), job_owed.clone()),
             clock: clock.clone(),
@@ -388,9 +454,10 @@ impl Pool {
                 asked_at: vec![0; cores.validate.len()],
                 from_log: CandidatesFromLog::new(config.log.dir.clone(), desk, registry),
                 flagged_rows,
+                replay,
             },
         };
-        let chain = chain.start(source_of(config, &clock)?)?;
+        let chain = chain.start(source)?;
         let sync = match syncer {
             Some(syncer) => Some(start_sync(syncer, cores.control, stop_control.clone())?),
             None => None,
@@ -413,6 +480,8 @@ impl Pool {
             sealer,
             sync,
             shipper,
+            capture,
+            capture_writers,
             listening,
             started,
         })
@@ -431,6 +500,11 @@ impl Pool {
     /// Where the stats endpoint is.
     pub fn stats_address(&self) -> SocketAddr {
         self.stats_server.address()
+    }
+
+    /// The capture of the wire, where one is made.
+    pub fn capture(&self) -> Option<&Capture> {
+        self.capture.as_ref()
     }
 
     /// The figures.
@@ -453,6 +527,8 @@ impl Pool {
     pub fn stop(mut self) -> Drained {
         self.stats.set_draining();
         let stages_clean = self.running.join();
+        // A capture that failed has said so; the pool is not worse for it.
+        self.capture_writers.into_iter().for_each(|writer| drop(writer.join()));
         self.stop_control.store(true, Ordering::Release);
         let synced = self.sync.is_none_or(|sync| sync.join().is_ok());
         let sealed = self.sealer.join().unwrap_or(false);
@@ -495,14 +571,17 @@ fn runtime() -> Result<tokio::runtime::Runtime, StartError> {
 /// Where templates come from.
 enum Source {
     Practice(Practice<WallClock>),
+    Patient(PatientPractice<WallClock>),
     Nodes(RpcNodes),
 }
 
-fn source_of(config: &Config, clock: &WallClock) -> Result<Source, StartError> {
+fn source_of(config: &Config, clock: &WallClock, is_replay: bool) -> Result<Source, StartError> {
     let chain = &config.chain;
     if chain.is_practice() {
-        let settings = PracticeSettings { block_s: chain.practice_block_s, ..PracticeSettings::default() };
-        return Practice::new(settings, clock.clone()).map(Source::Practice).map_err(|error| StartError::config(error.to_string()));
+        let block_s = if is_replay { 0 } else { chain.practice_block_s };
+        let settings = PracticeSettings { block_s, ..PracticeSettings::default() };
+        let practice = Practice::new(settings, clock.clone()).map_err(|error| StartError::config(error.to_string()))?;
+        return Ok(if is_replay { Source::Patient(PatientPractice(practice)) } else { Source::Practice(practice) });
     }
     let settings = RpcSettings {
         urls: chain.rpc.clone(),
@@ -512,6 +591,13 @@ fn source_of(config: &Config, clock: &WallClock) -> Result<Source, StartError> {
         ..RpcSettings::default()
     };
     RpcNodes::new(settings).map(Source::Nodes).map_err(|error| StartError::config(error.to_string()))
+}
+
+/// The jobs of a captured pool, when their time has come.
+struct ReplayedJobs {
+    turns: JobTurns,
+    practice: Practice<WallClock>,
+    nets: Vec<Arc<NetMetrics>>,
 }
 
 /// What the control core watches of the share path: candidates, duplicate tables, job rings.
@@ -530,6 +616,8 @@ struct ShareWatch {
     /// Set while a job could not be recorded, and so is owed to the miners.
     job_owed: Arc<AtomicBool>,
     pool_stats: Arc<PoolStats>,
+    /// Set where jobs come as they were captured: then nothing else asks for one.
+    replay: Option<ReplayedJobs>,
 }
 
 impl ShareWatch {
@@ -550,7 +638,16 @@ impl ShareWatch {
                 let _ = self.candidates.send(candidate);
             }
         }
-        for (metrics, asked) in self.validate_metrics.iter().zip(&mut self.asked_at) {
+        if let Some(replay) = &mut self.replay {
+            let lines = replay.nets.iter().map(|net| net.line_received.load(Ordering::Relaxed)).sum();
+            match replay.turns.next(lines, lock(&self.desk).newest_sent()) {
+                None => {}
+                Some(JobTurn::Again) => drop(self.commands.send(Command::NewJobWanted)),
+                Some(JobTurn::Blocks(count)) => (0..count).for_each(|_| replay.practice.mine_elsewhere()),
+            }
+        }
+        let lanes = if self.replay.is_some() { &[][..] } else { &self.validate_metrics[..] };
+        for (metrics, asked) in lanes.iter().zip(&mut self.asked_at) {
             let used = metrics.duplicate_table_newest_used.load(Ordering::Relaxed);
             if used < DUPLICATE_PRESSURE as u64 {
                 *asked = 0;
@@ -594,6 +691,7 @@ impl ChainThread {
         let core = self.core;
         spawn("chain", core, move || match source {
             Source::Practice(practice) => runtime.block_on(self.run(practice)),
+            Source::Patient(practice) => runtime.block_on(self.run(practice)),
             Source::Nodes(nodes) => runtime.block_on(self.run(nodes)),
         })
     }

@@ -315,6 +315,12 @@ impl Engine {
         self.ready
     }
 
+    /// Hashes that the first connection needs for a share on average; None where nothing is mined.
+    pub fn hashes_per_share(&self) -> Option<u64> {
+        let mines = self.config.behaviour.mode == Mode::Valid;
+        self.connections.first().filter(|_| mines).map(|connection| connection.session.hashes_per_share())
+    }
+
     /// Submits without an answer yet.
     pub fn outstanding(&self) -> u64 {
         let totals = &self.shared.totals;

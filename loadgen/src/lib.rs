@@ -17,6 +17,7 @@ pub mod plot;
 pub mod processes;
 pub mod profile;
 pub mod random;
+pub mod replay;
 pub mod report;
 pub mod run;
 pub mod session;

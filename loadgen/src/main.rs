@@ -9,7 +9,8 @@ use loadgen::null::Null;
 use loadgen::plot::{Series, html, svg};
 use loadgen::processes::{PROCESSES_MAX, PartResult, part_of, run_parts, wait_for_start};
 use loadgen::profile::{Preset, Profile};
-use loadgen::report::{RunReport, read_interval_log};
+use loadgen::replay::{ReplayOrder, Speed, replay};
+use loadgen::report::{OutFolder, RunReport, read_interval_log};
 use loadgen::run::{RunConfig, run, run_when};
 use loadgen::session::{Behaviour, Mode};
 use loadgen::trial::{TrialOrder, series};
@@ -39,6 +40,22 @@ Exit codes: 0 fine, 1 the server broke the rules or a finding, 2 usage, 3 no ser
 struct Cli {
     #[command(subcommand)]
     command: Command,
+}
+
+const REPLAY_HELP: &str = "\
+Example:
+  otedama serve --config practice.toml --capture wire           load it, stop it
+  otedama serve --config replay.toml --replay-of wire           the same config with another [log] dir
+  loadgen replay wire --target 127.0.0.1:3333 --speed max
+A share is valid for one job and one extranonce1, so the server must hand out the captured ones. Compared are the
+answers of each connection in their order: ids, extranonces, verdicts.";
+
+fn speed(text: &str) -> Result<Speed, String> {
+    match text {
+        "1" => Ok(Speed::AsCaptured),
+        "max" => Ok(Speed::Max),
+        _ => Err("1 or max".into()),
+    }
 }
 
 #[derive(Subcommand)]
@@ -81,6 +98,27 @@ enum Command {
         /// Picture to write, .svg or .html
         #[arg(short, long, value_name = "FILE")]
         output: PathBuf,
+    },
+    /// Send a captured wire again and compare every verdict; exit 1 on the first other one
+    #[command(after_help = REPLAY_HELP)]
+    Replay {
+        /// Folder that otedama serve --capture wrote
+        dir: PathBuf,
+        /// Server started with otedama serve --replay-of DIR
+        #[arg(long, value_name = "H:P")]
+        target: String,
+        /// 1: at the captured times; max: as fast as the server reads
+        #[arg(long, value_name = "1|max", default_value = "max", value_parser = speed)]
+        speed: Speed,
+        /// Play a capture that is cut off or has a gap up to there
+        #[arg(long)]
+        whole_part: bool,
+        /// Only the result as JSON
+        #[arg(long)]
+        json: bool,
+        /// Load a host that is not this machine; it must be yours
+        #[arg(long)]
+        i_own_this_target: bool,
     },
     /// Check that --against finds a burn between two null servers, and nothing between equals
     Trial {
@@ -240,6 +278,9 @@ fn main() -> ExitCode {
         Command::Null { listen, difficulty, burn_percent, core, share_port } => null(&listen, difficulty, burn_percent, core, share_port),
         Command::Compare { before, after, tolerance } => compared(&before, &after, tolerance),
         Command::Plot { folders, output } => plot(&folders, &output),
+        Command::Replay { dir, target, speed, whole_part, json, i_own_this_target } => {
+            own_address(&target, i_own_this_target).and_then(|target| replayed(&ReplayOrder { dir, target, speed, whole_part }, json))
+        }
         Command::Trial { trials, burn_percent, seconds, connections, depth, tolerance } => {
             trial(trials, burn_percent, seconds, (connections as usize, depth as usize), tolerance)
         }
@@ -268,9 +309,9 @@ fn address(text: &str) -> Result<SocketAddr, Failure> {
     resolved.into_iter().next().ok_or_else(|| Failure::usage(format!("{text} has no address")))
 }
 
-fn own_address(text: &str, args: &RunArgs) -> Result<SocketAddr, Failure> {
+fn own_address(text: &str, is_owned: bool) -> Result<SocketAddr, Failure> {
     let address = address(text)?;
-    if !address.ip().is_loopback() && !args.i_own_this_target {
+    if !address.ip().is_loopback() && !is_owned {
         return Err(Failure::usage(format!(
             "{address} is not this machine. Load on another's server is an attack; add --i-own-this-target if it is yours."
         )));
@@ -363,7 +404,7 @@ fn rate(args: &RunArgs) -> Result<f64, Failure> {
 
 fn config(args: &RunArgs) -> Result<RunConfig, Failure> {
     let against = match &args.against {
-        Some(text) => Some((own_address(text, args)?, args.against_pid)),
+        Some(text) => Some((own_address(text, args.i_own_this_target)?, args.against_pid)),
         None => None,
     };
     if args.processes > 1 && (args.against.is_some() || args.ledger.is_some()) {
@@ -382,7 +423,7 @@ fn config(args: &RunArgs) -> Result<RunConfig, Failure> {
         ledger: args.ledger.clone().map_or(LedgerSink::None, LedgerSink::File),
         rate_shares_per_s: rate(args)?,
         ramp: seconds(args.ramp, "ramp")?,
-        ..EngineConfig::new(own_address(&args.target, args)?)
+        ..EngineConfig::new(own_address(&args.target, args.i_own_this_target)?)
     };
     Ok(RunConfig {
         // A day stands for "until the shares are out".
@@ -413,6 +454,7 @@ fn load(args: &RunArgs) -> Result<ExitCode, Failure> {
         println!("{}", serde_json::to_string(&PartResult::of(&report)).map_err(Failure::environment)?);
         return Ok(ExitCode::SUCCESS);
     }
+    let out = args.out.as_deref().map(OutFolder::hold).transpose().map_err(Failure::environment)?;
     let report = if args.processes > 1 {
         let loadgen = std::env::current_exe().map_err(Failure::environment)?;
         let command = |part: usize| {
@@ -424,11 +466,11 @@ fn load(args: &RunArgs) -> Result<ExitCode, Failure> {
     } else {
         run(config, &stop).map_err(Failure::environment)?
     };
-    say(args, &report)?;
+    say(args, &report, out.as_ref())?;
     Ok(if report.is_finding() { ExitCode::from(1) } else { ExitCode::SUCCESS })
 }
 
-fn say(args: &RunArgs, report: &RunReport) -> Result<(), Failure> {
+fn say(args: &RunArgs, report: &RunReport, out: Option<&OutFolder>) -> Result<(), Failure> {
     if args.json {
         for wrong in &report.totals.wrong_kept {
             eprintln!("WRONG expected {}\n  sent   {}\n  answer {}", wrong.expected, wrong.sent, wrong.answer);
@@ -447,11 +489,9 @@ fn say(args: &RunArgs, report: &RunReport) -> Result<(), Failure> {
     } else {
         print!("{}", report.table());
     }
-    if let Some(folder) = &args.out {
-        report.write_out(folder).map_err(Failure::environment)?;
-    }
+    // First what was measured, then what may fail.
     println!("{}", report.json());
-    Ok(())
+    out.map_or(Ok(()), |out| report.write_out(out.path())).map_err(Failure::environment)
 }
 
 /// An honest share and its copies, without end: the farm does it, as the first must be valid. A server may cut it off.
@@ -467,8 +507,24 @@ fn duplicate_storm(args: &RunArgs) -> Result<RunConfig, Failure> {
 }
 
 fn abused(args: &RunArgs, kind: Abuse) -> Result<ExitCode, Failure> {
+    let for_farms = [
+        ("--processes", args.processes > 1),
+        ("--depth", args.depth.is_some()),
+        ("--ledger", args.ledger.is_some()),
+        ("--out", args.out.is_some()),
+        ("--ramp", args.ramp > 0.0),
+        ("--server-pid", args.server_pid.is_some()),
+        ("--bad-every", args.bad_every > 0),
+        ("--dup-every", args.dup_every > 0),
+    ];
+    if let Some((option, _)) = for_farms.iter().find(|(_, is_given)| *is_given) {
+        return Err(Failure::usage(format!(
+            "{option} is for a farm; --abuse {} takes --connections, --seconds, --rate and --seed.",
+            kind.label()
+        )));
+    }
     let order = AbuseOrder {
-        target: own_address(&args.target, args)?,
+        target: own_address(&args.target, args.i_own_this_target)?,
         kind,
         connections: args.connections.unwrap_or(64) as usize,
         length: seconds(args.seconds.unwrap_or(10.0), "seconds")?,
@@ -518,6 +574,15 @@ fn plot(folders: &[PathBuf], output: &Path) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
+fn replayed(order: &ReplayOrder, json: bool) -> Result<ExitCode, Failure> {
+    let report = replay(order, &*stop_flag()?).map_err(|error| Failure(error.exit_code(), error.to_string()))?;
+    if !json {
+        print!("{}", report.table(order));
+    }
+    println!("{}", report.json(order));
+    Ok(if report.difference.is_some() { ExitCode::from(1) } else { ExitCode::SUCCESS })
+}
+
 fn trial(trials: u32, burn_percent: f64, length: f64, (connections, depth): (usize, usize), tolerance: f64) -> Result<ExitCode, Failure> {
     let stop = stop_flag()?;
     let several_cores = std::thread::available_parallelism().is_ok_and(|cores| cores.get() > 1);
@@ -537,7 +602,10 @@ fn trial(trials: u32, burn_percent: f64, length: f64, (connections, depth): (usi
     let outcome = series(&order, &loadgen, &stop, |line| println!("{line}")).map_err(Failure::environment)?;
     println!(
         "{}",
-        serde_json::json!({"schema": 1, "trials": outcome.trials, "burn_percent": burn_percent, "found": outcome.found, "cried_wolf": outcome.cried_wolf, "met": outcome.is_met()})
+        serde_json::json!({
+            "schema": 1, "trials": outcome.trials, "burn_percent": burn_percent, "found": outcome.found, "cried_wolf": outcome.cried_wolf,
+            "met": outcome.is_met(), "burnt_ratios": outcome.burnt_ratios, "equal_ratios": outcome.equal_ratios,
+        })
     );
     Ok(if outcome.is_met() { ExitCode::SUCCESS } else { ExitCode::from(1) })
 }

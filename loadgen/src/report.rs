@@ -8,6 +8,7 @@ use hdrhistogram::serialization::interval_log::{IntervalLogWriterBuilder, Tag};
 use otedama_primitives::ShareStatus;
 use serde_json::{Value, json};
 use std::fmt::Write as _;
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -52,6 +53,36 @@ pub struct RunReport {
 pub struct WriteError {
     path: PathBuf,
     source: io::Error,
+}
+
+/// The folder of `--out`, held from before the run: what cannot be written, or is being written by somebody else, is said before the load and not after it.
+#[derive(Debug)]
+pub struct OutFolder {
+    path: PathBuf,
+    /// Locked as long as it is open; the lock goes with the process.
+    _lock: File,
+}
+
+impl OutFolder {
+    /// Makes the folder if it is not there, and holds it.
+    pub fn hold(path: &Path) -> Result<Self, WriteError> {
+        let failed = |source: io::Error| WriteError { path: path.to_owned(), source };
+        std::fs::create_dir_all(path).map_err(failed)?;
+        let lock = File::open(path).map_err(failed)?;
+        rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).map_err(|error| {
+            failed(if error == rustix::io::Errno::WOULDBLOCK { io::Error::other("another loadgen is writing there") } else { error.into() })
+        })?;
+        let folder = Self { path: path.to_owned(), _lock: lock };
+        // A name that no reader looks for.
+        write(path, ".probe", b"")?;
+        std::fs::remove_file(path.join(".probe")).map_err(failed)?;
+        Ok(folder)
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
 }
 
 impl RunReport {
@@ -349,7 +380,14 @@ impl Pairing {
 
 fn write(folder: &Path, name: &str, bytes: &[u8]) -> Result<(), WriteError> {
     let path = folder.join(name);
-    std::fs::create_dir_all(folder).and_then(|()| std::fs::write(&path, bytes)).map_err(|source| WriteError { path, source })
+    // Under another name first: a full disk leaves what an earlier run wrote, and never half a file.
+    let part = folder.join(format!("{name}.part"));
+    let written = std::fs::create_dir_all(folder).and_then(|()| std::fs::write(&part, bytes)).and_then(|()| std::fs::rename(&part, &path));
+    written.map_err(|source| {
+        // Perhaps it was never made.
+        let _ = std::fs::remove_file(&part);
+        WriteError { path, source }
+    })
 }
 
 fn write_histogram(folder: &Path, histogram: &Histogram<u64>, seconds: f64) -> Result<(), WriteError> {

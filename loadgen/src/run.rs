@@ -18,6 +18,9 @@ const DRAIN: Duration = Duration::from_secs(3);
 /// The same between two turns.
 const DRAIN_TURN: Duration = Duration::from_millis(250);
 
+/// Hashes of a share from which on a run is warned that it will send next to nothing: about a second of a core.
+const HARD_HASHES: u64 = 4_000_000;
+
 /// What to run.
 #[derive(Clone, Debug)]
 pub struct RunConfig {
@@ -197,28 +200,27 @@ pub fn run_when(config: RunConfig, stop: &AtomicBool, ready: impl FnOnce(f64) ->
         engine.shared.submits_left = 0;
     }
 
+    if let Some(hashes) = engine.hashes_per_share().filter(|hashes| *hashes > HARD_HASHES && config.engine.behaviour.first_connection == 0)
+    {
+        eprintln!(
+            "warning: at the target's difficulty a share takes {hashes} hashes on average, which are seconds to hours of this core; lower its difficulty, or use --mode junk"
+        );
+    }
+
     let mut windows = Vec::new();
     let mut pairing = None;
     let mut storms_s = Vec::new();
-    match &mut other {
-        None => {
-            engine.pump(Instant::now() + config.warmup, stop)?;
-            for _ in 0..config.repeat.max(1) {
-                if engine.shared.submits_left == 0 || stop.load(Ordering::Relaxed) {
-                    break;
-                }
-                let mark = Mark::now(&engine, server);
-                engine.shared.latencies.recording = true;
-                pump_through_storms(&config, &mut engine, mark.at + config.window, &mut storms_s, stop)?;
-                engine.shared.latencies.recording = false;
-                windows.push(mark.window(&engine, server));
-            }
-        }
-        Some((other, other_server)) => {
-            let (own, taken) = take_turns(&config, (&mut engine, server), (other, *other_server), stop)?;
+    let loaded = match &mut other {
+        None => pump_windows(&config, &mut engine, server, &mut windows, &mut storms_s, stop),
+        Some((other, other_server)) => take_turns(&config, (&mut engine, server), (other, *other_server), stop).map(|(own, taken)| {
             windows.push(own);
             pairing = Some(taken);
-        }
+        }),
+    };
+    if let Err(error) = loaded {
+        // The ledger knows what was sent and answered until then: it is the witness of a server that died.
+        engine.finish()?;
+        return Err(error);
     }
     engine.drain(DRAIN)?;
     let trouble = engine.trouble().to_owned();
@@ -240,6 +242,29 @@ pub fn run_when(config: RunConfig, stop: &AtomicBool, ready: impl FnOnce(f64) ->
         _ => None,
     };
     Ok(RunReport { config, totals, windows, histogram, lateness, set_up_s, storms_s, ledger, pairing, trouble, processes: 1 })
+}
+
+/// Warm-up and measured windows of a single target.
+fn pump_windows(
+    config: &RunConfig,
+    engine: &mut Engine,
+    server: Option<ProcessClock>,
+    windows: &mut Vec<Window>,
+    storms_s: &mut Vec<f64>,
+    stop: &AtomicBool,
+) -> Result<(), EngineError> {
+    engine.pump(Instant::now() + config.warmup, stop)?;
+    for _ in 0..config.repeat.max(1) {
+        if engine.shared.submits_left == 0 || stop.load(Ordering::Relaxed) {
+            break;
+        }
+        let mark = Mark::now(engine, server);
+        engine.shared.latencies.recording = true;
+        pump_through_storms(config, engine, mark.at + config.window, storms_s, stop)?;
+        engine.shared.latencies.recording = false;
+        windows.push(mark.window(engine, server));
+    }
+    Ok(())
 }
 
 /// Load until `until`; with storms, every connection breaks at once every so often, and the time until the last is ready again is noted in seconds.

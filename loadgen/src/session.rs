@@ -450,6 +450,11 @@ impl Session {
         self.job != 0 && self.authorized == self.workers.len()
     }
 
+    /// Hashes that a share takes on average at the difficulty of the newest job.
+    pub fn hashes_per_share(&self) -> u64 {
+        self.work.hashes()
+    }
+
     /// Lines in flight, those that were overtaken for good left out.
     pub fn in_flight(&self) -> usize {
         self.ring.len()

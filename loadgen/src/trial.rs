@@ -7,7 +7,7 @@ use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// One series of trials.
@@ -41,6 +41,9 @@ pub enum TrialError {
     /// The run.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// A signal came.
+    #[error("stopped within trial {0}")]
+    Stopped(u32),
 }
 
 /// A null server in a process of its own; ends when dropped.
@@ -104,7 +107,7 @@ pub fn trial(order: &TrialOrder, loadgen: &Path, burn_percent: f64, seed: u64, s
 }
 
 /// What a series found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Default)]
 pub struct TrialOutcome {
     /// Trials of each kind.
     pub trials: u32,
@@ -112,6 +115,10 @@ pub struct TrialOutcome {
     pub found: u32,
     /// Of those without, where a difference was claimed.
     pub cried_wolf: u32,
+    /// The paired ratio of each trial with a burn.
+    pub burnt_ratios: Vec<f64>,
+    /// The same of those without.
+    pub equal_ratios: Vec<f64>,
 }
 
 impl TrialOutcome {
@@ -123,14 +130,20 @@ impl TrialOutcome {
 
 /// The whole series; `say` gets a line for each trial.
 pub fn series(order: &TrialOrder, loadgen: &Path, stop: &AtomicBool, mut say: impl FnMut(&str)) -> Result<TrialOutcome, TrialError> {
-    let mut outcome = TrialOutcome { trials: order.trials, found: 0, cried_wolf: 0 };
+    let mut outcome = TrialOutcome { trials: order.trials, ..TrialOutcome::default() };
     for number in 0..order.trials {
         for burn_percent in [order.burn_percent, 0.0] {
             let estimate = trial(order, loadgen, burn_percent, u64::from(number) + 1, stop)?;
+            // Relaxed: the flag carries no data. What was cut short is no trial.
+            if stop.load(Ordering::Relaxed) {
+                return Err(TrialError::Stopped(number + 1));
+            }
             let finding = estimate.finding(order.tolerance);
             if burn_percent > 0.0 {
                 outcome.found += u32::from(finding == Finding::Lower);
+                outcome.burnt_ratios.push(estimate.ratio);
             } else {
+                outcome.equal_ratios.push(estimate.ratio);
                 outcome.cried_wolf += u32::from(finding != Finding::None);
             }
             say(&format!(

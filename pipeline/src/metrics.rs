@@ -118,6 +118,17 @@ stage_metrics! {
     }
 }
 
+stage_metrics! {
+    /// Counters of the capture of a net's wire.
+    CaptureCounts, CaptureMetrics {
+        Counter entry_taken = "Entries of the wire taken down for the capture";
+        Counter byte_taken = "Bytes of them";
+        Counter entry_lost = "Entries left out because the writer of the capture was behind";
+        Counter byte_lost = "Bytes of them";
+        Gauge ended_state = "1 once the capture has ended before the server: at its size, or by an error of the disk";
+    }
+}
+
 /// Nanoseconds a stage spent by regime; who is the bottleneck is read off here.
 #[derive(Default, Debug)]
 pub struct RegimeNs {

@@ -3,6 +3,7 @@
 //! No I/O, no clocks, no allocation on the share path. What stands here is fixed by the log on users' disks: numbers are append-only.
 #![forbid(unsafe_code)]
 
+pub mod capture;
 mod hash;
 mod identity;
 mod job;

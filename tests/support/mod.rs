@@ -161,6 +161,11 @@ impl Site {
 
     /// The same with these variables in its environment.
     pub fn spawn_with(&self, variables: &[(&str, &str)]) -> Starting {
+        self.spawn_told(variables, &[])
+    }
+
+    /// The same with further arguments.
+    pub fn spawn_told(&self, variables: &[(&str, &str)], arguments: &[&std::ffi::OsStr]) -> Starting {
         let stderr = File::options().create(true).append(true).open(self.path("stderr")).expect("open stderr");
         let mut command = Command::new(env!("CARGO_BIN_EXE_otedama"));
         if !self.config.fail_point.is_empty() {
@@ -171,6 +176,7 @@ impl Site {
             .arg("--config")
             .arg(self.config_file())
             .envs(variables.iter().copied())
+            .args(arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(stderr)
@@ -184,7 +190,12 @@ impl Site {
 
     /// Starts `otedama serve` and waits until it listens.
     pub fn serve(&self) -> Server {
-        self.spawn().listening().unwrap_or_else(|code| panic!("serve ended with {code:?}: {}", self.stderr()))
+        self.serve_with(&[])
+    }
+
+    /// The same with further arguments.
+    pub fn serve_with(&self, arguments: &[&std::ffi::OsStr]) -> Server {
+        self.spawn_told(&[], arguments).listening().unwrap_or_else(|code| panic!("serve ended with {code:?}: {}", self.stderr()))
     }
 
     pub fn stderr(&self) -> String {

@@ -23,6 +23,7 @@ enum Topic {
     Drivers,
     Log,
     Sql,
+    Loadgen,
 }
 
 /// A topic with its sizes.
@@ -45,6 +46,7 @@ impl Request {
             "drivers" => (Topic::Drivers, 5, 5),
             "log" => (Topic::Log, 5, 5),
             "sql" => (Topic::Sql, 5, 0),
+            "loadgen" => (Topic::Loadgen, 20, 20),
             other => return Err(Failure::Usage(format!("there is no topic {other}"))),
         };
         let mut request = Self { topic, runs, seconds, build: true };
@@ -70,6 +72,7 @@ impl Request {
             Topic::Drivers => "drivers",
             Topic::Log => "log",
             Topic::Sql => "sql",
+            Topic::Loadgen => "loadgen",
         }
     }
 
@@ -80,6 +83,7 @@ impl Request {
             // An example, which cargo builds as it runs it: the server does the work that is measured.
             Topic::Sql => &[],
             Topic::Pipeline | Topic::Memory | Topic::Start | Topic::Drivers | Topic::Log => &["otedama", "loadgen"],
+            Topic::Loadgen => &["loadgen"],
         }
     }
 
@@ -98,6 +102,8 @@ impl Request {
 const SQL_ROWS: u32 = 10_000_000;
 const SERVER_CORE: usize = 0;
 const LOAD_CORE: usize = 1;
+/// What one side of a comparison burns that is to be found.
+const BURN_PERCENT: u32 = 5;
 /// Connections of the memory topic: both ends stay under the 20,000 descriptors that small machines allow a process.
 const IDLE_CONNECTIONS: u32 = 9_000;
 
@@ -153,6 +159,7 @@ pub fn run(root: &Path, request: &Request) -> Result<(), Failure> {
         Topic::Drivers => bench.drivers()?,
         Topic::Log => bench.log()?,
         Topic::Sql => bench.sql()?,
+        Topic::Loadgen => bench.comparison()?,
     };
     let folder = root.join("docs/figures");
     let path = folder.join(format!("{}.json", request.name()));
@@ -424,6 +431,50 @@ impl Bench<'_> {
                 "target/release/otedama, stripped",
                 "release profile: fat LTO, one codegen unit",
             ),
+        ])
+    }
+
+    /// Whether `loadgen run --against` finds a known difference between two null servers, and none where there is none.
+    fn comparison(&self) -> Result<Vec<Value>, Failure> {
+        let (runs, seconds) = (self.request.runs, self.request.seconds);
+        let mut trials = Command::new(&self.loadgen);
+        trials.args([
+            "trial",
+            "--trials",
+            &runs.to_string(),
+            "--seconds",
+            &seconds.to_string(),
+            "--burn-percent",
+            &BURN_PERCENT.to_string(),
+        ]);
+        // It chooses its cores itself, and exits 1 where it misses its bar: a figure all the same.
+        let outcome = measure::last_json_of(trials, &[0, 1])?;
+        println!("{outcome}");
+        let ratios = |key: &str| -> Result<Vec<f64>, Failure> {
+            let values: Option<Vec<f64>> = outcome[key].as_array().map(|values| values.iter().filter_map(Value::as_f64).collect());
+            values
+                .filter(|values| values.len() == runs)
+                .ok_or_else(|| Failure::Environment(format!("loadgen trial has no {key}: {outcome}")))
+        };
+        let percent = |key: &str| number(&outcome, key).map(|count| [100.0 * count / runs as f64]);
+        let conditions = format!(
+            "two null servers on core {SERVER_CORE}, loadgen on core {LOAD_CORE}, 64 x 8, in turns of half a second for {seconds} s a trial; differences up to 1 % are none"
+        );
+        let trials = format!("{runs} trials");
+        let found = format!("{trials} with a burn of {BURN_PERCENT} % on one side: those in which it was found");
+        let cried = format!("{trials} of two equal servers: those in which a difference was claimed");
+        let ratio = "paired ratio of shares per server CPU-second, one value a trial";
+        Ok(vec![
+            self.figure("against_burn_found_percent", &percent("found")?, "%", &found, &conditions),
+            self.figure("against_equal_claimed_percent", &percent("cried_wolf")?, "%", &cried, &conditions),
+            self.figure(
+                "against_burn_ratio",
+                &ratios("burnt_ratios")?,
+                "ratio",
+                &format!("{ratio}; one burns {BURN_PERCENT} %"),
+                &conditions,
+            ),
+            self.figure("against_equal_ratio", &ratios("equal_ratios")?, "ratio", &format!("{ratio}; both alike"), &conditions),
         ])
     }
 

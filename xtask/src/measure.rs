@@ -96,11 +96,16 @@ fn on_core(binary: &Path, arguments: &[&str], core: usize) -> Command {
 
 /// Runs `binary` on `core` to its end and returns the JSON object of its last line.
 pub fn last_json(binary: &Path, arguments: &[&str], core: usize) -> Result<Value, Failure> {
-    let said = format!("{} {}", binary.display(), arguments.join(" "));
+    last_json_of(on_core(binary, arguments, core), &[0])
+}
+
+/// The same of any command, with the exit codes that come with a result.
+pub fn last_json_of(mut command: Command, codes: &[i32]) -> Result<Value, Failure> {
+    let said = format!("{command:?}");
     let failed = |what: String| Failure::Environment(format!("{said}: {what}"));
-    let done = on_core(binary, arguments, core).output().map_err(|error| failed(error.to_string()))?;
+    let done = command.output().map_err(|error| failed(error.to_string()))?;
     let text = String::from_utf8_lossy(&done.stdout);
-    if !done.status.success() {
+    if !done.status.code().is_some_and(|code| codes.contains(&code)) {
         return Err(failed(format!("{}\n{}{}", done.status, text, String::from_utf8_lossy(&done.stderr))));
     }
     let line = text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();

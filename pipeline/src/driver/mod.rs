@@ -4,12 +4,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+mod captured;
 #[cfg(test)]
 mod contract;
 mod door;
 mod mio;
 #[cfg(target_os = "linux")]
 mod uring;
+pub use self::captured::{CAPTURE_RING_WORDS, CaptureWriter, Captured};
 pub use self::door::{DoorSettings, Listener};
 pub use self::mio::MioDriver;
 #[cfg(target_os = "linux")]
@@ -43,6 +45,19 @@ pub enum Event {
     },
 }
 
+/// A job that has come into a net's book, for drivers that write down what happens.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct JobNote {
+    /// Counter within the run.
+    pub counter: u32,
+    /// Its id on the wire as a number.
+    pub wire_id: u32,
+    /// Height of the block that it works on.
+    pub height: u32,
+    /// Lines that the net had taken before.
+    pub lines: u64,
+}
+
 /// Sockets of one net stage.
 pub trait Driver: Send {
     /// Gathers readiness; blocks at most `timeout`.
@@ -65,6 +80,9 @@ pub trait Driver: Send {
 
     /// Opens or shuts the door to new connections.
     fn accept(&mut self, open: bool);
+
+    /// Says that lines taken from here on are judged with this job in the book.
+    fn note_job(&mut self, _: &JobNote) {}
 
     /// Bytes handed to the kernel since the start.
     fn bytes_sent(&self) -> u64;

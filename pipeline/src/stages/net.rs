@@ -3,7 +3,7 @@
 //! A share in flight keeps a place in a FIFO; answers leave in FIFO order, and every other reply to a connection with shares in flight queues behind them there.
 //! Without room for one more share (FIFO, ring) net stops reading: TCP shares are never dropped.
 use super::overload::{Act, Heard, Load, Sweep, Unread, WALK_US};
-use crate::driver::{Driver, Event, Slot};
+use crate::driver::{Driver, Event, JobNote, Slot};
 use crate::metrics::{NetCounts, NetMetrics};
 use crate::ring::{Rx, Tx};
 use crate::stage::{Regime, Stage};
@@ -365,6 +365,8 @@ impl<D: Driver, C: Clock> Net<D, C> {
     fn take_jobs(&mut self) -> bool {
         let mut worked = false;
         while let Some(job) = self.state.ports.jobs.pop() {
+            let lines = self.state.counts.line_received;
+            self.driver.note_job(&JobNote { counter: job.job.id.counter(), wire_id: job.wire_id, height: job.job.height, lines });
             // What falls out of the book is not freed here: chain holds a reference until every stage has let go.
             drop(self.state.jobs.publish(job));
             self.broadcast_left = self.state.connections.len();
