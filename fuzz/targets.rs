@@ -1,8 +1,14 @@
-//! What the fuzz targets check, as plain functions: libFuzzer drives them on nightly, `stratum/tests/fuzz_corpus.rs` on stable.
+//! What the fuzz targets check, as plain functions: libFuzzer drives them on nightly, `stratum/tests/lines.rs` on stable.
 #![allow(dead_code, reason = "each target uses one of the two")]
+use otedama_primitives::WorkerName;
 use otedama_primitives::{Coin, Difficulty, Hash256, Job, RunId, ShareStatus, Submit, Target, flags};
+use otedama_stratum::v1::claim::Claim;
 use otedama_stratum::v1::request::{Method, Param, Request};
-use otedama_stratum::v1::{Context, Event, IdToken, JobBook, PublishedJob, Seat, Session, Settings, answer, scan, slow};
+use otedama_stratum::v1::template::Shape;
+use otedama_stratum::v1::workers::Workers;
+use otedama_stratum::v1::{
+    Context, Event, IdToken, JobBook, PublishedJob, Reader, Seat, Session, Settings, Unread, answer, lines, scan, slow,
+};
 use serde_json::Value;
 use std::sync::Arc;
 
@@ -72,6 +78,45 @@ fn agree(request: &Request<'_>, value: &Value, line: &[u8]) {
     }
 }
 
+/// The first line teaches a shape; by it the second one is read as the scanner and the slow tier read it, or not at all.
+pub fn v1_template(data: &[u8]) {
+    let Some(end) = data.iter().position(|&byte| byte == b'\n') else { return };
+    let (first, second) = data.split_at(end + 1);
+    let Some(shape) = Shape::learn(first) else { return };
+    let mut workers = Workers::default();
+    for (number, name) in ["rig.1", "rig.10", "r"].iter().enumerate() {
+        workers.add(&WorkerName::new(name.as_bytes()).expect("a name"), otedama_primitives::WorkerId(number as u64 + 1));
+    }
+    let own = agrees_with_the_other_tiers(&shape, first, &mut workers);
+    let request = scan::scan(lines::trim(first)).expect("the scanner took it when it taught");
+    let claim = Claim::of(&request, &mut workers, 8);
+    let plain = |text: &[u8]| text.iter().all(u8::is_ascii_hexdigit);
+    let is_plain = request.params[1..5].iter().chain(&request.params[5..6]).all(|param| match param {
+        Param::Text(text) => plain(text),
+        _ => true,
+    });
+    let whole = claim.worker.is_some() && claim.extranonce2.is_some() && claim.job.is_some();
+    // Blanks around a name are no part of it, but a shape compares the name alone.
+    let exact = matches!(request.params[0], Param::Text(name) if name.trim_ascii().len() == name.len());
+    assert!(own || !is_plain || !whole || !exact, "a line without anything odd does not match what it taught");
+    agrees_with_the_other_tiers(&shape, second, &mut workers);
+}
+
+/// False when the shape does not match.
+fn agrees_with_the_other_tiers(shape: &Shape, bytes: &[u8], workers: &mut Workers) -> bool {
+    let Some((used, claim)) = shape.read(bytes, workers, 8) else { return false };
+    let (body, end) = bytes[..used].split_at(used - 1);
+    assert_eq!(end, b"\n");
+    assert!(!body.contains(&b'\n'), "one line is read at a time");
+    let line = lines::trim(body);
+    let request = scan::scan(line).expect("what matches a shape the scanner takes");
+    assert_eq!(request.method, Method::Submit);
+    assert_eq!(claim, Claim::of(&request, workers, 8), "the shape and the scanner read the line differently");
+    let slow = slow::parse(line).expect("what the scanner takes the slow tier takes");
+    assert_eq!(claim, Claim::of(&slow.request(), workers, 8), "the shape and the slow tier read the line differently");
+    true
+}
+
 fn job(counter: u32, clean: bool, easy: bool, now_us: u64) -> Arc<PublishedJob> {
     let nbits = if easy { 0x207f_ffff } else { 0x1702_5ced };
     let job = Job {
@@ -99,10 +144,14 @@ pub fn v1_session(data: &[u8]) {
     let settings = Settings { workers_max: 3, ..Settings::default() };
     let mut book = JobBook::new();
     let mut session = Session::new(Seat { session: 1, extranonce1: 0x0400_0001, net: 1 }, &settings);
+    // The same connection once more, read with all three tiers: it must not show.
+    let mut twin = Session::new(Seat { session: 1, extranonce1: 0x0400_0001, net: 1 }, &settings);
+    let (mut reader, mut twin_out, mut line_and_more) = (Reader::new(1 << 20), Vec::new(), Vec::new());
     let (mut now_us, mut counter) = (1_800_000_000_000_000u64, 0u32);
     let mut out = Vec::new();
     for line in data.split(|&byte| byte == b'\n').take(256) {
         out.clear();
+        twin_out.clear();
         let was_subscribed = session.is_subscribed();
         match *line {
             [what @ 0..=3] => {
@@ -111,16 +160,32 @@ pub fn v1_session(data: &[u8]) {
                 book.publish(Arc::clone(&job));
                 let ctx = Context { settings: &settings, jobs: &book, now_us, peer: None };
                 session.notify(&ctx, &job, false, &mut out);
+                twin.notify(&ctx, &job, false, &mut twin_out);
                 assert_eq!(was_subscribed, !out.is_empty(), "a subscribed session gets every job, others none");
             }
             [what @ 4..=5] => {
                 let ctx = Context { settings: &settings, jobs: &book, now_us, peer: None };
-                session.set_difficulty(&ctx, Difficulty::clamped(if what == 4 { 0.5 } else { 65536.0 }), &mut out);
+                let difficulty = Difficulty::clamped(if what == 4 { 0.5 } else { 65536.0 });
+                session.set_difficulty(&ctx, difficulty, &mut out);
+                twin.set_difficulty(&ctx, difficulty, &mut twin_out);
             }
             [what @ 6..=7] => now_us += if what == 6 { 1_000_000 } else { 61_000_000 },
             _ => {
                 let ctx = Context { settings: &settings, jobs: &book, now_us, peer: None };
-                match session.on_line(&ctx, line, &mut out) {
+                let event = session.on_line(&ctx, line, &mut out);
+                line_and_more.clear();
+                line_and_more.extend_from_slice(line);
+                line_and_more.extend_from_slice(b"\n{\"id\":");
+                let read = match twin.read(&ctx, &mut reader, &line_and_more, &mut twin_out) {
+                    Err(Unread::Later) => {
+                        reader.begin_pass();
+                        twin.read(&ctx, &mut reader, &line_and_more, &mut twin_out)
+                    }
+                    read => read,
+                };
+                assert_eq!(read, Ok((line.len() + 1, event.clone())), "the tiers came to different events");
+                assert_eq!(out, twin_out, "the tiers came to different replies");
+                match event {
                     Event::Share(submit, id) => {
                         assert!(was_subscribed && out.is_empty());
                         check_submit(&submit, &book, &session, now_us);

@@ -6,8 +6,13 @@
 use std::fmt::Write as _;
 
 use otedama_pipeline::driver::Plan;
-use otedama_pipeline::stages::{DUPLICATE_TABLE_BYTES, DUPLICATE_TABLES, EXTRANONCES_WAITING, IN_FLIGHT, ROOT_CACHE_BYTES, TEXT_BYTES_MAX};
+use otedama_pipeline::stages::{
+    CHUNK_BYTES, CONNECTION_BYTES, DUPLICATE_TABLE_BYTES, DUPLICATE_TABLES, EXTRANONCES_WAITING, IN_FLIGHT, ROOT_CACHE_BYTES,
+    SHARED_CHUNKS, TEXT_BYTES_MAX,
+};
 use otedama_primitives::{Answer, BlockCandidate, Dimension, Submit, Verdict};
+use otedama_stratum::v1::template::Shapes;
+use otedama_stratum::v1::workers::Workers;
 use otedama_stratum::vardiff::Memory;
 use serde::Serialize;
 
@@ -95,8 +100,8 @@ impl Default for Limits {
         Limits {
             nets: 1,
             lanes: 1,
-            session_bytes: 512,
-            worker_bytes: 64,
+            session_bytes: CONNECTION_BYTES as u64,
+            worker_bytes: Workers::EACH_BYTES_MAX as u64,
             read_buffers: 1,
             read_buffer_bytes: 64 << 10,
             rings: 0,
@@ -210,10 +215,17 @@ pub fn bounds(config: &Config, limits: &Limits) -> Vec<Bound> {
     }
     bound(
         "unfinished lines",
-        connections,
-        config.limits.line_bytes.into(),
+        connections + limits.nets * size(SHARED_CHUNKS),
+        size(CHUNK_BYTES),
         Taken::AtMost,
-        "a longer line closes the connection, saying why",
+        "every connection has one of these; who needs more than are left is closed, saying why",
+    );
+    bound(
+        "shapes of submits",
+        limits.nets * size(Shapes::MAX),
+        size(Shapes::EACH_BYTES),
+        Taken::AtMost,
+        "one that was not used of late is forgotten: its submits are scanned",
     );
     bound("unsent answers", connections, limits.write_buffer_bytes, Taken::AtMost, "a miner that does not read is closed");
     bound("unread, in the kernel", connections, limits.socket_buffer_bytes, Taken::AtMost, "TCP holds the sender back");
@@ -446,7 +458,7 @@ mod tests {
         let limits = Limits::of(&config, 1, 1);
         assert_eq!((limits.nets, limits.lanes), (3, 2));
         let all = bounds(&config, &limits);
-        assert_eq!(find(&all, "unfinished lines").bytes, 7 * 1024);
+        assert_eq!(find(&all, "unfinished lines").bytes, (7 + 3 * (1 << 14)) * 256);
         assert_eq!(find(&all, "ring net_validate").count, 3 << 14);
         assert_eq!(find(&all, "ring validate_log").count, 2 << 14);
         assert_eq!(find(&all, "share log").bytes, 1 << 30);

@@ -27,7 +27,7 @@ pub mod depth {
     /// Verdicts of one validate lane.
     pub const VALIDATE_LOG: usize = 1 << 14;
     /// Sessions and workers of one net.
-    pub const NET_LOG: usize = 1 << 12;
+    pub const NET_LOG: usize = 1 << 10;
     /// Block candidates of one validate lane.
     pub const VALIDATE_CHAIN: usize = 64;
     /// Jobs to one stage.

@@ -1,11 +1,12 @@
 //! Benchmarks of what runs per share. `cargo run --release -p benches -- kernels` prints one JSON line for each figure;
-//! `cargo xtask figures kernels` runs it several times and writes docs/figures/kernels.json.
+//! `cargo xtask figures kernels` and `cargo xtask figures parser` run it several times and write docs/figures/.
 #![forbid(unsafe_code)]
 
 mod cycles;
 mod figure;
 mod frames;
 mod kernels;
+mod parser;
 mod reference;
 mod stage;
 
@@ -15,7 +16,7 @@ use std::process::ExitCode;
 type Suite = fn(Plan) -> Result<Vec<Figure>, String>;
 
 /// Every suite by its name, in the order they run.
-const SUITES: [(&str, Suite); 2] = [("kernels", kernels::run), ("stage", stage::run)];
+const SUITES: [(&str, Suite); 3] = [("kernels", kernels::run), ("stage", stage::run), ("parser", parser::run)];
 
 const USAGE: &str = "\
 usage: benches [SUITE]... [--core N] [--samples N]

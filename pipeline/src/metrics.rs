@@ -68,7 +68,11 @@ stage_metrics! {
         Most overload_step = "Measures against overload in force: 0 none, 1 door shut, 2 to 7 the busiest sessions at difficulty x2 to x64, 8 worst sessions closed";
         Gauge session_doubled = "Sessions whose difficulty is doubled because of overload";
         Counter difficulty_doubled = "Doublings of a session's difficulty because of overload";
+        Counter connection_closed_unfinished = "Connections closed because no memory was left for their unfinished line";
         Counter line_received = "Lines received";
+        Counter line_matched = "Submits that were read by comparing them with an earlier one of their connection";
+        Counter line_scanned = "Lines that the scanner read";
+        Counter line_odd = "Lines that went to the general JSON parser";
         Counter line_refused = "Lines that were no valid request, and submits of sessions that never subscribed";
         Counter share_received = "Submits of subscribed sessions";
         Counter share_stale_refused = "Shares answered stale";

@@ -105,6 +105,28 @@ pub fn decode_hex(text: &[u8], into: &mut [u8]) -> Result<(), HexError> {
     Ok(())
 }
 
+const EACH: u64 = 0x0101_0101_0101_0101;
+
+/// Eight hex digits of either case as a number, most significant first, and whether all eight are digits; without that the number means nothing.
+///
+/// All digits at once in one register: what the share path decodes is nearly always eight or sixteen digits long.
+#[inline(always)]
+pub const fn hex_word(digits: [u8; 8]) -> (u32, bool) {
+    let text = u64::from_le_bytes(digits);
+    // No addition below carries into the next byte: bytes past ASCII lose their high bit here and are refused at the end.
+    let ascii = text & (EACH * 0x7f);
+    // Bit 7 of each byte of `a + (0x80 - b)` says that a is at least b.
+    let digit = (ascii + EACH * (0x80 - b'0' as u64)) & !(ascii + EACH * (0x80 - b'9' as u64 - 1));
+    let lower = ascii | (EACH * 0x20);
+    let letter = (lower + EACH * (0x80 - b'a' as u64)) & !(lower + EACH * (0x80 - b'f' as u64 - 1));
+    let valid = (digit | letter) & !text & (EACH * 0x80) == EACH * 0x80;
+    // Letters have bit 6, digits have not: 'a' is 0x61 and stands for 9 + 1.
+    let nibbles = (text & (EACH * 0x0f)) + ((text >> 6) & EACH) * 9;
+    let bytes = ((nibbles << 4) | (nibbles >> 8)) & 0x00ff_00ff_00ff_00ff;
+    let pairs = (bytes | (bytes >> 8)) & 0x0000_ffff_0000_ffff;
+    (((pairs | (pairs >> 16)) as u32).swap_bytes(), valid)
+}
+
 /// Lower-case hex of `bytes`.
 pub fn encode_hex(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
@@ -136,6 +158,23 @@ mod tests {
                         assert_eq!(expected, None, "{value:#x} at {position}");
                         assert_eq!(error, HexError::Digit { position });
                     }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_byte_value_in_every_position_of_a_word_is_judged_as_a_digit_or_refused() {
+        // Neighbours at both ends of the digits and letters: a carry out of one byte would change the next.
+        for base in [*b"00000000", *b"99999999", *b"afAF09fa", *b"FFFFFFFF", *b"ffffffff"] {
+            for position in 0..8 {
+                for value in 0..=255u8 {
+                    let mut text = base;
+                    text[position] = value;
+                    let mut bytes = [0; 4];
+                    let expected = decode_hex(&text, &mut bytes).map(|()| u32::from_be_bytes(bytes)).ok();
+                    let (word, valid) = hex_word(text);
+                    assert_eq!(valid.then_some(word), expected, "{value:#x} at {position}");
                 }
             }
         }

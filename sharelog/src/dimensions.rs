@@ -20,6 +20,8 @@ const RECORD_MAGIC: u32 = 0xD1E5_0EC0;
 const RECORD_HEADER: usize = 24;
 /// Largest payload that is believed: a job with a long coinbase is some kilobytes.
 const PAYLOAD_MAX: u32 = 1 << 20;
+/// Capacity that the buffer of records not yet durable keeps between two fsyncs.
+const UNSYNCED_KEPT_BYTES: usize = 64 << 10;
 /// Ids remembered to write each session and worker once; forgetting them costs repeated records, nothing else.
 const SEEN_MAX: usize = 1 << 20;
 
@@ -371,6 +373,10 @@ impl DimensionLog {
         self.storage.fsync(&inner.file).map_err(LogError::io("fsync", &self.path))?;
         inner.sync_failed = false;
         pass("dimensions.synced");
+        // A reconnect storm leaves megabytes here that the next one may as well ask for again.
+        if inner.unsynced.capacity() > UNSYNCED_KEPT_BYTES {
+            inner.unsynced = Vec::new();
+        }
         inner.unsynced.clear();
         Ok(inner.end)
     }

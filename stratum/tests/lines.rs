@@ -1,5 +1,5 @@
 //! Lines against the slow, obvious reading of them: the fuzz targets' checks on stable Rust, over the corpus, seeded mutations of it and lines made of hostile parts.
-//! `OTEDAMA_LONG=1` runs 10^7 mutated lines and 10^6 mutated connections.
+//! `OTEDAMA_LONG=1` runs 10^8 mutations over the tiers, half of them lines and half of them pairs of a submit and the shape it taught, and 10^6 mutated connections.
 #[path = "../../fuzz/targets.rs"]
 mod targets;
 
@@ -120,7 +120,12 @@ fn long() -> bool {
 
 #[test]
 fn mutated_lines_mean_the_same_to_every_tier() {
-    run("v1_line", targets::v1_line, if long() { 10_000_000 } else { 100_000 });
+    run("v1_line", targets::v1_line, if long() { 50_000_000 } else { 100_000 });
+}
+
+#[test]
+fn mutated_submits_mean_the_same_to_the_shape_of_an_earlier_one() {
+    run("v1_template", targets::v1_template, if long() { 50_000_000 } else { 100_000 });
 }
 
 #[test]
@@ -132,6 +137,7 @@ fn mutated_connections_keep_their_promises() {
 fn a_line_cut_at_every_byte_means_the_same_to_every_tier() {
     for seed in corpus("v1_line") {
         for end in 0..=seed.len() {
+            targets::v1_template(&seed[..end]);
             targets::v1_line(&seed[..end]);
             targets::v1_session(&seed[..end]);
         }

@@ -1,6 +1,6 @@
 //! The submit path of a session makes no heap allocation, whatever the verdict.
 use otedama_primitives::{Coin, Hash256, Job, RunId, ShareStatus, Target};
-use otedama_stratum::v1::{Context, Event, JobBook, PublishedJob, Seat, Session, Settings, answer};
+use otedama_stratum::v1::{Context, Event, JobBook, PublishedJob, Reader, Seat, Session, Settings, answer};
 use std::sync::Arc;
 
 #[test]
@@ -47,6 +47,25 @@ fn a_submit_and_its_answer_allocate_nothing() {
     })
     .collect();
     let mut shares = 0;
+    // By all tiers, as net reads: the first submit taught its shape, and the two workers of the others are looked up.
+    let mut reader = Reader::new(8192);
+    let wire: Vec<u8> = (0..64u8)
+        .flat_map(|number| {
+            let worker = ["rig.1", "rig.2", "rig.3"][usize::from(number % 3)];
+            format!("{{\"params\": [\"{worker}\", \"00000002\", \"{number:016x}\", \"6b49d200\", \"310e0000\"], \"id\": {number}, \"method\": \"mining.submit\"}}\n").into_bytes()
+        })
+        .collect();
+    let (first, _) = session.read(&ctx, &mut reader, &wire, &mut out).expect("a whole line");
+    let mut at = first;
+    let matched = allocation_counter::measure(|| {
+        while let Ok((used, Event::Share(submit, id))) = session.read(&ctx, &mut reader, &wire[at..], &mut out) {
+            assert_eq!(submit.status, otedama_primitives::Submit::PENDING);
+            answer(&mut out, &id, ShareStatus::Accepted);
+            at += used;
+        }
+    });
+    assert_eq!((at, reader.tiers().template, reader.tiers().scanned), (wire.len(), 63, 1));
+    assert_eq!(matched.count_total, 0, "{matched:?}");
     let counted = allocation_counter::measure(|| {
         for line in &lines {
             out.clear();

@@ -2,8 +2,8 @@
 //!
 //! Two servers that are compared run in turn, never one after the other's whole series: clock speed drifts, and a ratio inside of one pair does not.
 mod drivers;
-mod kernels;
 mod log;
+mod suites;
 
 use crate::Failure;
 use crate::measure::{self, Process, Scratch, median};
@@ -24,6 +24,7 @@ enum Topic {
     Log,
     Sql,
     Loadgen,
+    Parser,
 }
 
 /// A topic with its sizes.
@@ -47,6 +48,7 @@ impl Request {
             "log" => (Topic::Log, 5, 5),
             "sql" => (Topic::Sql, 5, 0),
             "loadgen" => (Topic::Loadgen, 20, 20),
+            "parser" => (Topic::Parser, 5, 0),
             other => return Err(Failure::Usage(format!("there is no topic {other}"))),
         };
         let mut request = Self { topic, runs, seconds, build: true };
@@ -73,13 +75,23 @@ impl Request {
             Topic::Log => "log",
             Topic::Sql => "sql",
             Topic::Loadgen => "loadgen",
+            Topic::Parser => "parser",
+        }
+    }
+
+    /// Suites of `benches` that it consists of; none where the pool itself is measured.
+    fn suites(&self) -> &'static [&'static str] {
+        match self.topic {
+            Topic::Kernels => &["kernels", "stage"],
+            Topic::Parser => &["parser"],
+            Topic::Pipeline | Topic::Memory | Topic::Start | Topic::Drivers | Topic::Log | Topic::Sql | Topic::Loadgen => &[],
         }
     }
 
     /// The packages that it measures.
     fn packages(&self) -> &'static [&'static str] {
         match self.topic {
-            Topic::Kernels => &["benches"],
+            Topic::Kernels | Topic::Parser => &["benches"],
             // An example, which cargo builds as it runs it: the server does the work that is measured.
             Topic::Sql => &[],
             Topic::Pipeline | Topic::Memory | Topic::Start | Topic::Drivers | Topic::Log => &["otedama", "loadgen"],
@@ -89,11 +101,8 @@ impl Request {
 
     /// The command that repeats this measurement.
     fn command(&self) -> String {
-        let seconds = if matches!(self.topic, Topic::Start | Topic::Kernels | Topic::Sql) {
-            String::new()
-        } else {
-            format!(" --seconds {}", self.seconds)
-        };
+        let has_seconds = matches!(self.topic, Topic::Pipeline | Topic::Memory | Topic::Drivers | Topic::Log);
+        let seconds = if has_seconds { format!(" --seconds {}", self.seconds) } else { String::new() };
         format!("cargo xtask figures {} --runs {}{seconds}", self.name(), self.runs)
     }
 }
@@ -123,7 +132,8 @@ struct Bench<'a> {
 
 /// Measures and writes the file.
 pub fn run(root: &Path, request: &Request) -> Result<(), Failure> {
-    if !matches!(request.topic, Topic::Kernels | Topic::Sql) && std::thread::available_parallelism().map_or(1, usize::from) < 2 {
+    let one_core_does = matches!(request.topic, Topic::Kernels | Topic::Parser | Topic::Sql);
+    if !one_core_does && std::thread::available_parallelism().map_or(1, usize::from) < 2 {
         return Err(Failure::Environment("figures need two cores: the server has one of its own".to_owned()));
     }
     if request.build && !request.packages().is_empty() {
@@ -155,7 +165,7 @@ pub fn run(root: &Path, request: &Request) -> Result<(), Failure> {
         Topic::Pipeline => bench.pipeline()?,
         Topic::Memory => bench.memory()?,
         Topic::Start => bench.start()?,
-        Topic::Kernels => bench.kernels()?,
+        Topic::Kernels | Topic::Parser => bench.suites()?,
         Topic::Drivers => bench.drivers()?,
         Topic::Log => bench.log()?,
         Topic::Sql => bench.sql()?,

@@ -15,7 +15,7 @@ use std::process::ExitCode;
 
 const USAGE: &str = "\
 usage: cargo xtask test [--lane quick|node|clickhouse|faults]... [--long]
-       cargo xtask figures pipeline|memory|start|kernels|drivers|sql|loadgen [--runs N] [--seconds N] [--no-build]
+       cargo xtask figures pipeline|memory|start|kernels|drivers|parser|sql|loadgen [--runs N] [--seconds N] [--no-build]
        cargo xtask figures table [--check]
        cargo xtask asm
 

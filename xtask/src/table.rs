@@ -82,7 +82,7 @@ fn replace(text: &str, table: &str) -> Option<String> {
 
 fn table(entries: &[Value]) -> String {
     if entries.is_empty() {
-        return "No figure has been measured yet: `cargo xtask figures pipeline`, then `memory`, `start`, `kernels` and `table`.\n"
+        return "No figure has been measured yet: `cargo xtask figures pipeline`, then `memory`, `start`, `kernels`, `parser` and `table`.\n"
             .to_owned();
     }
     let mut out = String::from("| Figure | Median | Least to largest | Runs | Conditions |\n|---|---:|---:|---:|---|\n");

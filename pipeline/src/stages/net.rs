@@ -3,6 +3,7 @@
 //! A share in flight keeps a place in a FIFO; answers leave in FIFO order, and every other reply to a connection with shares in flight queues behind them there.
 //! Without room for one more share (FIFO, ring) net stops reading: TCP shares are never dropped.
 use super::overload::{Act, Heard, Load, Sweep, Unread, WALK_US};
+use super::partials::{Held, Partials};
 use crate::driver::{Driver, Event, JobNote, Slot};
 use crate::metrics::{NetCounts, NetMetrics};
 use crate::ring::{Rx, Tx};
@@ -10,7 +11,7 @@ use crate::stage::{Regime, Stage};
 use hdrhistogram::Histogram;
 use otedama_primitives::{Answer, Clock, Dimension, ShareStatus, Submit, Work};
 use otedama_stratum::Extranonces;
-use otedama_stratum::v1::{self, IdToken, JobBook, PublishedJob, Session};
+use otedama_stratum::v1::{self, IdToken, JobBook, PublishedJob, Reader, Session};
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -38,6 +39,11 @@ const TOO_MANY_REFUSED: &[u8] =
 /// The last word to a connection that is closed because the server is overloaded.
 const WORST_UNDER_OVERLOAD: &[u8] =
     b"{\"id\":null,\"method\":\"client.show_message\",\"params\":[\"closed: the server is overloaded and too much of what this connection sent was refused\"]}\n";
+/// The last word to a connection whose line is longer than limits.line_bytes.
+const LINE_TOO_LONG: &[u8] = b"{\"id\":null,\"method\":\"client.show_message\",\"params\":[\"closed: a line was too long\"]}\n";
+/// The last word to a connection whose unfinished line found no room.
+const NO_ROOM_FOR_PARTS: &[u8] =
+    b"{\"id\":null,\"method\":\"client.show_message\",\"params\":[\"closed: no memory is left for unfinished lines of this length\"]}\n";
 /// Connections that a new job is sent to in a step: answers go first.
 const BROADCASTS_PER_STEP: usize = 32;
 /// Connections whose deadlines are looked at in one housekeeping.
@@ -98,18 +104,21 @@ pub struct NetPorts {
     pub log_full: Arc<AtomicBool>,
 }
 
+/// What one connection takes in its net, without the names of its workers: in one block of memory for all, so that an idle one owns no other.
+pub const CONNECTION_BYTES: usize = size_of::<Option<Connection>>() + size_of::<u32>();
+
 struct Connection {
     session: Session,
     peer: SocketAddr,
-    /// Bytes of an unfinished line, or what could not be taken for want of room.
-    partial: Vec<u8>,
+    /// Its unfinished line.
+    held: Held,
     opened_us: u64,
     /// Places of the FIFO that are this connection's.
     in_flight: u32,
     /// Those of them that are replies.
     texts: u32,
-    /// The second that is being counted, and what was answered in it and in the one before.
-    second: u64,
+    /// The second that is being counted, its low 32 bits, and what was answered in it and in the one before.
+    second: u32,
     refused: u32,
     accepted: u32,
     accepted_before: u32,
@@ -223,7 +232,7 @@ struct State {
     ports: NetPorts,
     jobs: JobBook,
     extranonces: Extranonces,
-    connections: Vec<Option<Box<Connection>>>,
+    connections: Vec<Option<Connection>>,
     generations: Vec<u32>,
     open: usize,
     fifo: Fifo,
@@ -237,6 +246,13 @@ struct State {
     out: Vec<u8>,
     /// Reply of the line at hand.
     line_out: Vec<u8>,
+    reader: Reader,
+    partials: Partials,
+    /// A line that came in parts, put together.
+    assembled: Vec<u8>,
+    /// What the stalled connection has said and nobody has taken yet; `left_spare` is its other half, so that one is filled while the other is read.
+    left: Vec<u8>,
+    left_spare: Vec<u8>,
     counts: NetCounts,
     /// Connections refused while the log was full, or for which no extranonce1 was free.
     refused_here: u64,
@@ -247,7 +263,7 @@ struct State {
 #[derive(PartialEq, Eq)]
 enum Taken {
     All,
-    /// Bytes are left in `partial` for want of room.
+    /// Bytes stand in `left`, for want of room or because the slow tier has done enough in this pass.
     Stalled,
     Close,
 }
@@ -262,6 +278,8 @@ impl<D: Driver, C: Clock> Net<D, C> {
     /// The stage over a driver; `seed` is random per boot.
     pub fn new(driver: D, clock: C, settings: NetSettings, ports: NetPorts, seed: u64) -> Self {
         let extranonces = Extranonces::new(settings.net, settings.connections_max.saturating_add(EXTRANONCES_WAITING));
+        let reader = Reader::new(settings.line_bytes);
+        let partials = Partials::new(settings.connections_max);
         let lanes = ports.submits.len();
         assert!(lanes > 0, "a net feeds at least one validate lane");
         let load = Load::new(settings.read_within_us);
@@ -285,6 +303,11 @@ impl<D: Driver, C: Clock> Net<D, C> {
                 staged: (0..lanes).map(|_| Vec::with_capacity(IN_FLIGHT)).collect(),
                 out: Vec::with_capacity(64 * 1024),
                 line_out: Vec::with_capacity(16 * 1024),
+                reader,
+                partials,
+                assembled: Vec::new(),
+                left: Vec::new(),
+                left_spare: Vec::new(),
                 counts: NetCounts::default(),
                 refused_here: 0,
                 seed,
@@ -417,7 +440,7 @@ impl<D: Driver, C: Clock> Net<D, C> {
         }
         if let Some(slot) = self.stalled {
             let before = self.state.counts.line_received;
-            let taken = self.state.take_bytes(slot, &[], now_us);
+            let taken = self.state.take_left(slot, now_us);
             let still = taken == Taken::Stalled;
             self.finish_bytes(slot, taken);
             worked = self.state.counts.line_received != before;
@@ -460,7 +483,9 @@ impl<D: Driver, C: Clock> Net<D, C> {
                 }
                 Event::Closed { slot } => self.state.close(slot),
                 Event::Bytes { slot } => {
-                    let taken = self.state.take_bytes(slot, self.driver.bytes(), now_us);
+                    let bytes = self.driver.bytes();
+                    self.state.counts.byte_received += bytes.len() as u64;
+                    let taken = self.state.take_bytes(slot, bytes, now_us);
                     let stalled = taken == Taken::Stalled;
                     self.finish_bytes(slot, taken);
                     if stalled {
@@ -565,7 +590,7 @@ impl<D: Driver, C: Clock> Net<D, C> {
             let slot = at as Slot;
             at += 1;
             visits += 1;
-            let Some(connection) = self.state.connections[slot as usize].as_deref_mut() else { continue };
+            let Some(connection) = self.state.connections[slot as usize].as_mut() else { continue };
             let heard = std::mem::take(&mut connection.heard);
             match self.sweep.visit(heard, connection.session.load_doublings(), measures) {
                 Act::Leave => {}
@@ -637,7 +662,7 @@ impl State {
         if self.generations[place.slot as usize] != place.generation {
             return None;
         }
-        self.connections[place.slot as usize].as_deref_mut()
+        self.connections[place.slot as usize].as_mut()
     }
 
     fn open(&mut self, slot: Slot, peer: SocketAddr, now_us: u64) -> bool {
@@ -658,10 +683,10 @@ impl State {
         // Relaxed: only uniqueness counts.
         let number = self.ports.next_session.fetch_add(1, Ordering::Relaxed);
         let seat = v1::Seat { session: number, extranonce1, net: self.settings.net };
-        self.connections[at] = Some(Box::new(Connection {
+        self.connections[at] = Some(Connection {
             session: Session::new(seat, &self.settings.session),
             peer,
-            partial: Vec::new(),
+            held: Held::NONE,
             opened_us: now_us,
             in_flight: 0,
             texts: 0,
@@ -670,7 +695,7 @@ impl State {
             accepted: 0,
             accepted_before: 0,
             heard: Heard::default(),
-        }));
+        });
         self.open += 1;
         self.counts.connection_accepted += 1;
         true
@@ -678,8 +703,9 @@ impl State {
 
     fn close(&mut self, slot: Slot) {
         let at = slot as usize;
-        if let Some(connection) = self.connections.get_mut(at).and_then(Option::take) {
+        if let Some(mut connection) = self.connections.get_mut(at).and_then(Option::take) {
             self.generations[at] = self.generations[at].wrapping_add(1);
+            self.partials.drop_line(&mut connection.held);
             self.open -= 1;
             self.counts.session_doubled -= u64::from(connection.session.load_doublings() > 0);
             let newest = connection.session.newest_job();
@@ -704,10 +730,10 @@ impl State {
     }
 
     fn connection_in_second(&mut self, slot: Slot, now_us: u64) -> Option<&mut Connection> {
-        let connection = self.connections.get_mut(slot as usize).and_then(Option::as_deref_mut)?;
-        let second = now_us / 1_000_000;
+        let connection = self.connections.get_mut(slot as usize).and_then(Option::as_mut)?;
+        let second = (now_us / 1_000_000) as u32;
         if connection.second != second {
-            connection.accepted_before = if connection.second + 1 == second { connection.accepted } else { 0 };
+            connection.accepted_before = if connection.second.wrapping_add(1) == second { connection.accepted } else { 0 };
             connection.second = second;
             connection.accepted = 0;
             connection.refused = 0;
@@ -734,7 +760,7 @@ impl State {
 
     /// Writes the newest job for a connection into `line_out`; false when there is nothing to send.
     fn notify(&mut self, at: usize, now_us: u64) -> bool {
-        let Some(connection) = self.connections[at].as_deref_mut() else { return false };
+        let Some(connection) = self.connections[at].as_mut() else { return false };
         let Some(job) = self.jobs.newest() else { return false };
         self.line_out.clear();
         let context = v1::Context { settings: &self.settings.session, jobs: &self.jobs, now_us, peer: Some(connection.peer) };
@@ -756,7 +782,7 @@ impl State {
 
     /// Sets the doublings of a connection's difficulty; true when a retarget stands in `line_out`.
     fn set_load(&mut self, at: usize, doublings: u8, now_us: u64) -> bool {
-        let Some(connection) = self.connections.get_mut(at).and_then(Option::as_deref_mut) else { return false };
+        let Some(connection) = self.connections.get_mut(at).and_then(Option::as_mut) else { return false };
         let before = connection.session.load_doublings();
         self.line_out.clear();
         let context = v1::Context { settings: &self.settings.session, jobs: &self.jobs, now_us, peer: None };
@@ -773,7 +799,7 @@ impl State {
         if self.settings.session.learning.is_none() {
             return false;
         }
-        let Some(connection) = self.connections.get_mut(at).and_then(Option::as_deref_mut) else { return false };
+        let Some(connection) = self.connections.get_mut(at).and_then(Option::as_mut) else { return false };
         let before = connection.session.difficulty();
         self.line_out.clear();
         let context = v1::Context { settings: &self.settings.session, jobs: &self.jobs, now_us, peer: None };
@@ -787,41 +813,80 @@ impl State {
         true
     }
 
-    /// Takes lines from what is left over and `bytes`. Replies that may leave at once stand in `out`.
-    fn take_bytes(&mut self, slot: Slot, bytes: &[u8], now_us: u64) -> Taken {
-        let Some(connection) = self.connections.get_mut(slot as usize).and_then(Option::as_deref_mut) else { return Taken::All };
-        self.counts.byte_received += bytes.len() as u64;
-        if connection.partial.is_empty() {
-            let (taken, used) = self.take_lines(slot, bytes, now_us);
-            self.keep(slot, taken, bytes[used..].to_vec())
-        } else {
-            let mut held = std::mem::take(&mut connection.partial);
-            held.extend_from_slice(bytes);
-            let (taken, used) = self.take_lines(slot, &held, now_us);
-            held.drain(..used);
-            self.keep(slot, taken, held)
-        }
-    }
-
-    /// Keeps what is left for the next bytes; refuses a line that grows over the limit.
-    fn keep(&mut self, slot: Slot, taken: Taken, rest: Vec<u8>) -> Taken {
-        if taken == Taken::Close || rest.is_empty() {
-            return taken;
-        }
-        if taken == Taken::All && rest.len() > self.settings.line_bytes {
-            self.counts.line_refused += 1;
-            return Taken::Close;
-        }
-        if let Some(connection) = self.connections.get_mut(slot as usize).and_then(Option::as_deref_mut) {
-            connection.partial = rest;
-        }
+    /// Takes what the stalled connection had said before.
+    fn take_left(&mut self, slot: Slot, now_us: u64) -> Taken {
+        let mut bytes = std::mem::replace(&mut self.left, std::mem::take(&mut self.left_spare));
+        let taken = self.take_bytes(slot, &bytes, now_us);
+        bytes.clear();
+        self.left_spare = bytes;
         taken
     }
 
+    /// Takes the lines that end in `bytes`; the first of them may have begun earlier. Replies that may leave at once stand in `out`.
+    fn take_bytes(&mut self, slot: Slot, bytes: &[u8], now_us: u64) -> Taken {
+        let Some(connection) = self.connections.get_mut(slot as usize).and_then(Option::as_mut) else { return Taken::All };
+        let mut rest = bytes;
+        if connection.held.bytes() > 0 {
+            let Some(end) = memchr::memchr(b'\n', bytes) else { return self.hold(slot, bytes) };
+            let (last_part, behind) = bytes.split_at(end + 1);
+            rest = behind;
+            let mut line = std::mem::take(&mut self.assembled);
+            self.partials.take(&mut connection.held, &mut line);
+            line.extend_from_slice(last_part);
+            let (taken, used) = self.take_lines(slot, &line, now_us);
+            if taken == Taken::Stalled {
+                self.leave(&line[used..], rest);
+            }
+            line.clear();
+            self.assembled = line;
+            if taken != Taken::All {
+                return taken;
+            }
+        }
+        let (taken, used) = self.take_lines(slot, rest, now_us);
+        match taken {
+            Taken::All if used < rest.len() => self.hold(slot, &rest[used..]),
+            Taken::Stalled => {
+                self.leave(&rest[used..], &[]);
+                taken
+            }
+            _ => taken,
+        }
+    }
+
+    /// Keeps what could not be taken now.
+    fn leave(&mut self, first: &[u8], then: &[u8]) {
+        self.left.clear();
+        self.left.extend_from_slice(first);
+        self.left.extend_from_slice(then);
+    }
+
+    /// Keeps the beginning of a line, or more of it; closes who sends a line without end.
+    fn hold(&mut self, slot: Slot, bytes: &[u8]) -> Taken {
+        let Some(connection) = self.connections.get_mut(slot as usize).and_then(Option::as_mut) else { return Taken::All };
+        if connection.held.bytes() + bytes.len() > self.settings.line_bytes {
+            return self.refuse_long_line();
+        }
+        if self.partials.append(&mut connection.held, bytes).is_err() {
+            self.counts.connection_closed_unfinished += 1;
+            self.out.extend_from_slice(NO_ROOM_FOR_PARTS);
+            return Taken::Close;
+        }
+        Taken::All
+    }
+
+    fn refuse_long_line(&mut self) -> Taken {
+        self.counts.line_refused += 1;
+        self.out.extend_from_slice(LINE_TOO_LONG);
+        Taken::Close
+    }
+
+    /// Takes lines from the start of `bytes` on: how it went, and the bytes that it took. What is left after `Taken::All` is the beginning of a line.
     fn take_lines(&mut self, slot: Slot, bytes: &[u8], now_us: u64) -> (Taken, usize) {
+        let at = slot as usize;
         let mut used = 0;
         let mut credits = self.credits();
-        while let Some(length) = memchr::memchr(b'\n', &bytes[used..]) {
+        while used < bytes.len() {
             if credits == 0 {
                 // Publishing frees nothing by itself, but the next stage may have moved on.
                 credits = self.credits();
@@ -829,30 +894,32 @@ impl State {
                     return (Taken::Stalled, used);
                 }
             }
-            credits -= 1;
-            let line = &bytes[used..used + length];
-            used += length + 1;
-            self.counts.line_received += 1;
-            if length > self.settings.line_bytes {
-                self.counts.line_refused += 1;
-                return (Taken::Close, used);
-            }
-            if !self.take_line(slot, line, now_us) {
-                return (Taken::Close, used);
+            let Some(connection) = self.connections[at].as_mut() else { return (Taken::Close, used) };
+            self.line_out.clear();
+            let context = v1::Context { settings: &self.settings.session, jobs: &self.jobs, now_us, peer: Some(connection.peer) };
+            match connection.session.read(&context, &mut self.reader, &bytes[used..], &mut self.line_out) {
+                Ok((length, event)) => {
+                    credits -= 1;
+                    used += length;
+                    self.counts.line_received += 1;
+                    if !self.on_event(slot, event, now_us) {
+                        return (Taken::Close, used);
+                    }
+                }
+                Err(v1::Unread::Unfinished) => break,
+                Err(v1::Unread::Later) => return (Taken::Stalled, used),
+                Err(v1::Unread::TooLong) => return (self.refuse_long_line(), used),
             }
         }
         (Taken::All, used)
     }
 
-    /// One line; false when the connection is to be closed.
-    fn take_line(&mut self, slot: Slot, line: &[u8], now_us: u64) -> bool {
+    /// What a line came to; false when the connection is to be closed.
+    fn on_event(&mut self, slot: Slot, event: v1::Event, now_us: u64) -> bool {
         let at = slot as usize;
-        let Some(connection) = self.connections[at].as_deref_mut() else { return false };
-        self.line_out.clear();
-        let context = v1::Context { settings: &self.settings.session, jobs: &self.jobs, now_us, peer: Some(connection.peer) };
-        let event = connection.session.on_line(&context, line, &mut self.line_out);
         match event {
             v1::Event::Share(mut submit, id) => {
+                let Some(connection) = self.connections[at].as_mut() else { return false };
                 let place = Place {
                     arrival_us: now_us,
                     slot,
@@ -914,7 +981,7 @@ impl State {
             return;
         }
         let at = slot as usize;
-        let Some(connection) = self.connections[at].as_deref_mut() else { return };
+        let Some(connection) = self.connections[at].as_mut() else { return };
         if connection.in_flight == 0 {
             self.out.extend_from_slice(&self.line_out);
             return;
@@ -940,6 +1007,7 @@ impl State {
 impl<D: Driver, C: Clock> Stage for Net<D, C> {
     fn step(&mut self) -> Regime {
         otedama_killpoint::pass("net.step");
+        self.state.reader.begin_pass();
         let jobs = self.take_jobs();
         // Answers leave before a socket is read: the cycle of rings cannot fill up.
         let answered = self.answer();
@@ -976,6 +1044,8 @@ impl<D: Driver, C: Clock> Stage for Net<D, C> {
         counts.connection_open = self.state.open as u64;
         counts.share_in_flight = (self.state.fifo.len() - self.state.texts.len()) as u64;
         counts.byte_sent = self.driver.bytes_sent();
+        let tiers = self.state.reader.tiers();
+        (counts.line_matched, counts.line_scanned, counts.line_odd) = (tiers.template, tiers.scanned, tiers.slow);
         counts.publish(&self.state.ports.metrics);
         self.state.ports.submits.iter().for_each(Tx::publish);
         self.state.ports.answers.publish();

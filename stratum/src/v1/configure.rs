@@ -1,7 +1,7 @@
 //! mining.configure: which extensions of BIP 310 a miner gets.
 use super::Settings;
+use super::claim::word_of_hex;
 use super::request::Param;
-use super::session::word_of_hex;
 use otedama_primitives::Difficulty;
 use serde_json::{Map, Value};
 

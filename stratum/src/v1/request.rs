@@ -22,10 +22,50 @@ impl IdToken {
         Some(Self { bytes, len: raw.len() as u8 })
     }
 
+    /// The 1 to 16 digits at the start of `text`, none of them a leading zero. What ends them is for the caller to look at; a 17th digit would.
+    #[inline(always)]
+    pub(super) fn of_digits(text: &[u8]) -> Option<Self> {
+        // Nearly every id has fewer than eight digits: one register is enough.
+        if let Some(eight) = text.first_chunk::<8>() {
+            let word = u64::from_le_bytes(*eight);
+            let others = others(u128::from(word)) as u64;
+            if others != 0 {
+                let len = others.trailing_zeros() / 8;
+                let kept = u128::from(word & ((1 << (8 * len)) - 1));
+                return Self::of_word(kept, len, eight[0]);
+            }
+        }
+        let mut chunk = [0; Self::BYTES_MAX];
+        match text.first_chunk() {
+            Some(whole) => chunk = *whole,
+            None => chunk[..text.len()].copy_from_slice(text),
+        }
+        let word = u128::from_le_bytes(chunk);
+        let len = others(word).trailing_zeros() / 8;
+        Self::of_word(if len == 16 { word } else { word & ((1 << (8 * len)) - 1) }, len, chunk[0])
+    }
+
+    /// Digits that lie in the lower `len` bytes of a word of little-endian order.
+    #[inline(always)]
+    fn of_word(word: u128, len: u32, first: u8) -> Option<Self> {
+        if len == 0 || (len > 1 && first == b'0') {
+            return None;
+        }
+        Some(Self { bytes: word.to_le_bytes(), len: len as u8 })
+    }
+
     /// The text to echo.
     pub fn as_bytes(&self) -> &[u8] {
         &self.bytes[..usize::from(self.len)]
     }
+}
+
+/// Bit 7 of each byte of `word` that is no digit. Sums carry out of bytes past ASCII only, upwards: the lowest mark is true, and only that one is to be used.
+#[inline(always)]
+fn others(word: u128) -> u128 {
+    const EACH: u128 = u128::MAX / 0xff;
+    let values = word ^ (EACH * b'0' as u128);
+    (values.wrapping_add(EACH * (0x80 - 10)) | values) & (EACH * 0x80)
 }
 
 impl std::fmt::Debug for IdToken {

@@ -1,10 +1,12 @@
 //! The state of one Stratum V1 connection: lines in, replies and events out.
+use super::claim::Claim;
+use super::reader::{Reader, Unread};
 use super::request::{Method, Param, Request};
+use super::template::{Shape, ShapeNumber};
+use super::workers::Workers;
 use super::{IdToken, JobBook, PublishedJob, configure, lines, messages, scan, slow};
 use crate::vardiff::{Learning, Vardiff};
-use otedama_primitives::{
-    Difficulty, SessionRecord, ShareStatus, Submit, Target, Work, WorkerId, WorkerName, WorkerRecord, decode_hex, flags,
-};
+use otedama_primitives::{Difficulty, SessionRecord, ShareStatus, Submit, Target, Work, WorkerName, WorkerRecord, decode_hex, flags};
 use std::io::Write;
 use std::net::SocketAddr;
 
@@ -104,13 +106,6 @@ const SUGGEST_INTERVAL_US: u64 = 1_000_000;
 /// Vardiff retargets no sooner than this after the last retarget: shares are dear, but not where the difficulty is far too low.
 const RETARGET_INTERVAL_US: u64 = 1_000_000;
 
-/// A worker that this connection may submit for.
-#[derive(Debug)]
-struct Worker {
-    name: Box<str>,
-    id: WorkerId,
-}
-
 /// One connection: plain columns of at most 200 bytes, and the workers' names on the heap.
 ///
 /// **One difficulty for all workers of a connection**: set_difficulty has no worker in it, and farm proxies submit for many workers over one connection while
@@ -122,8 +117,7 @@ struct Worker {
 /// digits also tell at which difficulty a share was found.
 #[derive(Debug)]
 pub struct Session {
-    /// Sorted by name.
-    workers: Vec<Worker>,
+    workers: Workers,
     /// The difficulty that was chosen (config, suggestion, later vardiff). What is sent has the doublings of `set_load` on top, and is the network's where that is
     /// less.
     wanted: Difficulty,
@@ -139,8 +133,6 @@ pub struct Session {
     grace_until_us: u64,
     /// What is known about the share rate.
     vardiff: Vardiff,
-    /// The worker that was authorized first.
-    first_worker: WorkerId,
     /// Work that the job of the last submit was sent at.
     told: Work,
     seat: Seat,
@@ -156,8 +148,10 @@ pub struct Session {
     first_sending: u8,
     /// The last sending of the newest job.
     newest_sending: u8,
-    /// Index of the worker of the last submit.
-    last_worker: u16,
+    /// What its submits look like.
+    shape: ShapeNumber,
+    /// Submits in a row that looked otherwise, 255 for more.
+    shape_missed: u8,
     extranonce2_bytes: u8,
     /// mining.subscribe lines so far.
     subscribes: u8,
@@ -178,7 +172,7 @@ impl Session {
     pub fn new(seat: Seat, settings: &Settings) -> Self {
         let wanted = messages::wire_difficulty(settings.difficulty.get());
         Self {
-            workers: Vec::new(),
+            workers: Workers::default(),
             wanted,
             sent: wanted,
             floor: Difficulty::clamped(0.0),
@@ -186,7 +180,6 @@ impl Session {
             work_before: wanted.work(),
             grace_until_us: 0,
             vardiff: Vardiff::new(0),
-            first_worker: WorkerId(0),
             told: wanted.work(),
             seat,
             version_mask: 0,
@@ -195,7 +188,8 @@ impl Session {
             newest_ntime: 0,
             first_sending: 0,
             newest_sending: 0,
-            last_worker: 0,
+            shape: ShapeNumber::NONE,
+            shape_missed: 0,
             extranonce2_bytes: settings.extranonce2_bytes.clamp(4, 8),
             subscribes: 0,
             doublings: 0,
@@ -204,15 +198,68 @@ impl Session {
         }
     }
 
-    /// Judges one line (without its LF; a CR is trimmed). Replies are appended to `out`. A submit that the scanner takes allocates nothing.
+    /// Reads and judges the first line of `bytes`: the bytes that it took, its LF included, and what it came to. Replies are appended to `out`. A submit that the
+    /// first two tiers take allocates nothing, but for the few that teach its shape.
+    #[inline]
+    pub fn read(&mut self, ctx: &Context<'_>, reader: &mut Reader, bytes: &[u8], out: &mut Vec<u8>) -> Result<(usize, Event), Unread> {
+        if let Some((used, claim)) = reader.shapes.read(self.shape, bytes, &mut self.workers, self.extranonce2_bytes) {
+            self.shape_missed = 0;
+            reader.tiers.template += 1;
+            return Ok((used, self.judge(ctx, &claim)));
+        }
+        self.read_any(ctx, reader, bytes, out)
+    }
+
+    #[inline(never)]
+    fn read_any(&mut self, ctx: &Context<'_>, reader: &mut Reader, bytes: &[u8], out: &mut Vec<u8>) -> Result<(usize, Event), Unread> {
+        let length = match memchr::memchr(b'\n', bytes) {
+            Some(length) if length <= reader.line_bytes => length,
+            None if bytes.len() <= reader.line_bytes => return Err(Unread::Unfinished),
+            _ => return Err(Unread::TooLong),
+        };
+        let line = lines::trim(&bytes[..length]);
+        let event = if let Some(request) = scan::scan(line) {
+            reader.tiers.scanned += 1;
+            self.on_request(ctx, &request, out)
+        } else if line.is_empty() {
+            Event::None
+        } else if reader.may_parse_slowly(line.len()) {
+            self.on_odd_line(ctx, line, out)
+        } else {
+            return Err(Unread::Later);
+        };
+        if let Event::Share(submit, _) = &event
+            && submit.status == Submit::PENDING
+        {
+            self.learn_shape(reader, &bytes[..=length]);
+        }
+        Ok((length + 1, event))
+    }
+
+    /// Learns from a submit that its shape did not match: from the first of a connection, then from the second, fourth, eighth in a row, so that an odd line now and
+    /// then leaves the shape alone, and lines that teach nothing cost little.
+    fn learn_shape(&mut self, reader: &mut Reader, line: &[u8]) {
+        self.shape_missed = self.shape_missed.saturating_add(1);
+        if self.shape_missed.is_power_of_two()
+            && (self.shape_missed > 1 || self.shape == ShapeNumber::NONE)
+            && let Some(shape) = Shape::learn(line)
+        {
+            self.shape = reader.shapes.number(shape);
+        }
+    }
+
+    /// Judges one line (without its LF; a CR is trimmed) by the scanner or the slow tier. Replies are appended to `out`.
     pub fn on_line(&mut self, ctx: &Context<'_>, line: &[u8], out: &mut Vec<u8>) -> Event {
         let line = lines::trim(line);
-        if let Some(request) = scan::scan(line) {
-            return self.on_request(ctx, &request, out);
+        match scan::scan(line) {
+            Some(request) => self.on_request(ctx, &request, out),
+            None if line.is_empty() => Event::None,
+            None => self.on_odd_line(ctx, line, out),
         }
-        if line.is_empty() {
-            return Event::None;
-        }
+    }
+
+    /// A line that the scanner gave up.
+    fn on_odd_line(&mut self, ctx: &Context<'_>, line: &[u8], out: &mut Vec<u8>) -> Event {
         match slow::parse(line) {
             Some(odd) => self.on_request(ctx, &odd.request(), out),
             None if self.is_subscribed() => refuse(out, &IdToken::NULL, (20, "malformed: the line is not one JSON object")),
@@ -307,7 +354,7 @@ impl Session {
             && self.is_authorized()
             && self.vardiff.is_settled()
         {
-            learning.memory.remember(self.first_worker, undoubled(self.sent, self.sent_doublings));
+            learning.memory.remember(self.workers.first(), undoubled(self.sent, self.sent_doublings));
         }
     }
 
@@ -343,7 +390,11 @@ impl Session {
 
     fn on_request(&mut self, ctx: &Context<'_>, request: &Request<'_>, out: &mut Vec<u8>) -> Event {
         if request.method == Method::Submit {
-            return self.submit(ctx, request, out);
+            if !self.is_subscribed() {
+                return refuse(out, &request.id.unwrap_or(IdToken::NULL), (25, "not subscribed"));
+            }
+            let claim = Claim::of(request, &mut self.workers, self.extranonce2_bytes);
+            return self.judge(ctx, &claim);
         }
         if request.method == Method::Answer {
             return Event::None;
@@ -422,27 +473,19 @@ impl Session {
         let Ok(name) = WorkerName::new(raw) else {
             return refuse(out, id, (24, "unauthorized worker: 1 to 128 printable ASCII characters without quotes or backslash"));
         };
-        let position = match self.position(name.as_str()) {
-            Ok(_) => {
-                messages::result(out, id, b"true");
-                return Event::None;
-            }
-            // The index of the last worker has 16 bits.
-            Err(_) if self.workers.len() >= ctx.settings.workers_max.min(1 << 16) => {
-                return refuse(out, id, (24, "unauthorized worker: too many workers on this connection"));
-            }
-            Err(position) => position,
-        };
+        if self.workers.find(name.as_str().as_bytes()).is_some() {
+            messages::result(out, id, b"true");
+            return Event::None;
+        }
+        if self.workers.len() >= ctx.settings.workers_max.min(Workers::MAX) {
+            return refuse(out, id, (24, "unauthorized worker: too many workers on this connection"));
+        }
         let worker = name.id(&ctx.settings.pool);
         let first = self.workers.is_empty();
+        self.workers.add(&name, worker);
         if first {
-            // Nearly all connections have one worker: no spare room.
-            self.workers.reserve_exact(1);
-            self.first_worker = worker;
             self.vardiff = Vardiff::new(ctx.now_us);
         }
-        self.workers.insert(position, Worker { name: name.as_str().into(), id: worker });
-        self.last_worker = position as u16;
         messages::result(out, id, b"true");
         if first
             && let Some(learning) = &ctx.settings.learning
@@ -552,54 +595,25 @@ impl Session {
         (judged.easier(job.network_work), told, if judged < told { flags::GRACE } else { 0 })
     }
 
-    fn position(&self, name: &str) -> Result<usize, usize> {
-        self.workers.binary_search_by(|worker| (*worker.name).cmp(name))
-    }
-
-    /// The worker of this name as it came from the wire, if it is authorized here.
+    /// The verdicts that need no hash, in this order: shape (id, five params), worker, job known, job live, sizes, ntime window, version mask.
     #[inline]
-    fn worker(&mut self, raw: &[u8]) -> Option<WorkerId> {
-        if let Some(last) = self.workers.get(usize::from(self.last_worker))
-            && last.name.as_bytes() == raw
-        {
-            return Some(last.id);
-        }
-        let position = self.position(WorkerName::new(raw).ok()?.as_str()).ok()?;
-        self.last_worker = position as u16;
-        self.workers.get(position).map(|worker| worker.id)
-    }
-
-    /// The verdicts that need no hash, in this order: subscribed, shape (id, five params), worker, job known, job live, sizes, ntime window, version mask.
-    fn submit(&mut self, ctx: &Context<'_>, request: &Request<'_>, out: &mut Vec<u8>) -> Event {
-        let id = request.id.unwrap_or(IdToken::NULL);
-        if !self.is_subscribed() {
-            return refuse(out, &id, (25, "not subscribed"));
-        }
-        let [worker_name, job_id, extranonce2, ntime, nonce, version, ..] = &request.params;
-        // What can be decoded is, whatever the verdict: a row explains itself.
-        let worker = if let Param::Text(name) = worker_name { self.worker(name) } else { None };
-        let (entry, sending) = match job_id {
-            Param::Text(text) => job_name(text).map_or((None, 0), |(wire_id, sending)| (ctx.jobs.lookup(wire_id), sending)),
-            _ => (None, 0),
-        };
-        let extranonce2 = if let Param::Text(text) = extranonce2 { number_of_bytes(text, self.extranonce2_bytes) } else { None };
-        let (ntime, nonce) = (word(ntime), word(nonce));
-        let rolled = rolled_bits(version);
+    fn judge(&mut self, ctx: &Context<'_>, claim: &Claim) -> Event {
+        let (entry, sending) = claim.job.map_or((None, 0), |(wire_id, sending)| (ctx.jobs.lookup(wire_id), sending));
         let (work, told, grace) = entry.map_or((self.work_now, self.work_now, 0), |(job, _)| self.work_of(ctx, job, sending));
         self.told = told;
         let job_version = entry.map_or(0, |(job, _)| job.job.version);
         let late = entry.is_some_and(|(job, live)| live && job.job.id.counter() < self.newest_job);
 
-        let refused = if request.id.is_none() || request.params_count < 5 || !matches!(worker_name, Param::Text(_)) {
+        let refused = if claim.id.is_none() || !claim.has_shape {
             Some(ShareStatus::Malformed)
-        } else if worker.is_none() {
+        } else if claim.worker.is_none() {
             Some(ShareStatus::Unauthorized)
-        } else if !matches!(job_id, Param::Text(_)) {
+        } else if !claim.names_job {
             Some(ShareStatus::Malformed)
         } else {
             match entry {
                 None | Some((_, false)) => Some(ShareStatus::Stale),
-                Some((job, true)) => match (extranonce2, ntime, nonce, rolled) {
+                Some((job, true)) => match (claim.extranonce2, claim.ntime, claim.nonce, claim.rolled) {
                     (Some(_), Some(ntime), Some(_), Some(rolled)) => {
                         if !(job.job.ntime_min..=job.job.ntime_max(ctx.now_us)).contains(&ntime) {
                             Some(ShareStatus::BadTime)
@@ -613,18 +627,19 @@ impl Session {
                 },
             }
         };
+        // What could be decoded stands in the row, whatever the verdict: a row explains itself.
         let submit = Submit {
-            worker: worker.map_or(0, |worker| worker.0),
+            worker: claim.worker.map_or(0, |worker| worker.0),
             work: work.hashes(),
-            extranonce2: extranonce2.unwrap_or(0),
+            extranonce2: claim.extranonce2.unwrap_or(0),
             arrival_us: ctx.now_us,
             session: self.seat.session,
             job: entry.map_or(0, |(job, _)| job.job.id.counter()),
             extranonce1: self.seat.extranonce1,
-            nonce: nonce.unwrap_or(0),
-            ntime: ntime.unwrap_or(0),
+            nonce: claim.nonce.unwrap_or(0),
+            ntime: claim.ntime.unwrap_or(0),
             // BIP 310: the bits of the mask come from the miner, all others from the job. Bits past the mask stand in the row as they came.
-            version: match rolled.flatten() {
+            version: match claim.rolled.flatten() {
                 Some(bits) => (job_version & !self.version_mask) | bits,
                 None => job_version,
             },
@@ -634,7 +649,7 @@ impl Session {
             net: self.seat.net,
             spare: 0,
         };
-        Event::Share(submit, id)
+        Event::Share(submit, claim.id.unwrap_or(IdToken::NULL))
     }
 }
 
@@ -646,69 +661,6 @@ fn undoubled(difficulty: Difficulty, doublings: u8) -> Difficulty {
 fn refuse(out: &mut Vec<u8>, id: &IdToken, (code, text): Refusal) -> Event {
     messages::error(out, id, code, text);
     Event::Refused
-}
-
-/// Our job ids are 8 hex digits, and 2 more where a job was sent again: which sending it was, from 1. Anything else was never one of ours.
-#[inline]
-fn job_name(text: &[u8]) -> Option<(u32, u8)> {
-    match text.split_at_checked(8) {
-        Some((id, b"")) => Some((wire_id(id)?, 0)),
-        Some((id, sending @ [_, _])) => {
-            let mut byte = [0; 1];
-            decode_hex(sending, &mut byte).ok()?;
-            Some((wire_id(id)?, byte[0])).filter(|(_, sending)| *sending > 0)
-        }
-        _ => None,
-    }
-}
-
-#[inline]
-fn wire_id(text: &[u8]) -> Option<u32> {
-    let mut bytes = [0; 4];
-    decode_hex(text, &mut bytes).ok()?;
-    Some(u32::from_be_bytes(bytes))
-}
-
-/// Exactly `size` bytes of hex as a big-endian number.
-#[inline]
-fn number_of_bytes(text: &[u8], size: u8) -> Option<u64> {
-    let mut bytes = [0; 8];
-    decode_hex(text, bytes.get_mut(8 - usize::from(size)..)?).ok()?;
-    Some(u64::from_be_bytes(bytes))
-}
-
-/// A header word: a string of 1 to 8 hex digits (some firmware drops leading zeros), with or without "0x".
-#[inline]
-fn word(param: &Param<'_>) -> Option<u32> {
-    if let Param::Text(text) = *param { word_of_hex(text) } else { None }
-}
-
-#[inline]
-pub(super) fn word_of_hex(text: &[u8]) -> Option<u32> {
-    if text.len() == 8
-        && let Some(word) = wire_id(text)
-    {
-        return Some(word);
-    }
-    let digits = text.strip_prefix(b"0x").or_else(|| text.strip_prefix(b"0X")).unwrap_or(text);
-    if digits.is_empty() {
-        return None;
-    }
-    let mut padded = [b'0'; 8];
-    padded.get_mut(8usize.checked_sub(digits.len())?..)?.copy_from_slice(digits);
-    wire_id(&padded)
-}
-
-/// The sixth param: None when it is malformed, Some(None) when the share rolls no bits. Some firmware sends 64 hex digits there, a hash: no version bits.
-/// A seventh and later ones are not looked at.
-#[inline]
-fn rolled_bits(param: &Param<'_>) -> Option<Option<u32>> {
-    match *param {
-        Param::Null => Some(None),
-        Param::Text(text) if text.len() == 64 && text.iter().all(u8::is_ascii_hexdigit) => Some(None),
-        Param::Text(text) => word_of_hex(text).map(Some),
-        _ => None,
-    }
 }
 
 /// A number, or a string that holds one: cpuminer-opt suggests its difficulty as text.

@@ -1,5 +1,5 @@
 //! The topic `log`: what a row costs in the share log, how long a gigabyte of it keeps a start from listening, and what tier `disk` adds to an answer.
-use super::kernels::{gather, joined, lines_of};
+use super::suites::{gather, joined, lines_of};
 use super::{Bench, Series};
 use crate::Failure;
 use crate::measure;

@@ -317,7 +317,7 @@ pub(crate) const DIALECTS: [(&str, &str, bool, Option<u32>); 16] = [
     (
         "tabs and blanks everywhere",
         "\t{ \"id\"\t: 8 , \"method\" :\"mining.submit\" ,\t\"params\" : [ \"rig.1\" , \"abcd0003\",\"0100000000000000\" , \"6b49d201\", \"310e0000\" ] } ",
-        true,
+        false,
         None,
     ),
     (

@@ -1,4 +1,4 @@
-//! The topic `kernels`: the `benches` binary several times, each time every variant side by side in one process.
+//! The topics `kernels` and `parser`: the `benches` binary several times, each time every variant side by side in one process.
 use super::Bench;
 use crate::Failure;
 use serde_json::Value;
@@ -17,11 +17,12 @@ pub(super) struct Gathered {
 }
 
 impl Bench<'_> {
-    /// Every suite of `benches`, as often as asked for.
-    pub(super) fn kernels(&self) -> Result<Vec<Value>, Failure> {
+    /// The suites of the topic, as often as asked for.
+    pub(super) fn suites(&self) -> Result<Vec<Value>, Failure> {
         let mut gathered = Vec::new();
         for run in 0..self.request.runs {
-            let lines = lines_of(&self.benches, &["--core", &super::SERVER_CORE.to_string()])?;
+            let core = super::SERVER_CORE.to_string();
+            let lines = lines_of(&self.benches, &[self.request.suites(), &["--core", &core]].concat())?;
             gather(&mut gathered, run, &lines)?;
             println!("run {run}: {} figures", gathered.len());
         }
