@@ -216,6 +216,16 @@ impl PoolStats {
             counter("log_journal_damaged", "Journal files set aside because a part of them was damaged", load(&log.journals_damaged)),
             counter("shipper_row_shipped", "Rows that ClickHouse acknowledged", load(&self.shipper.rows_shipped)),
             counter("shipper_request_retried", "Requests to ClickHouse that were tried again", load(&self.shipper.retries)),
+            counter(
+                "shipper_segment_lost",
+                "Segments that ClickHouse had acknowledged and lost; they were sent again",
+                load(&self.shipper.segments_lost),
+            ),
+            counter(
+                "shipper_segment_found_wrong",
+                "Segments found doubled or in part; otedama reconcile names them",
+                load(&self.shipper.findings),
+            ),
         ]);
         all
     }

@@ -33,6 +33,11 @@ pub(crate) const FILES_MAX: usize = 64;
 const READ_CELLS: u32 = 1 << 14;
 /// How often the folder is looked at for cursors and age.
 const RETENTION_EVERY_US: u64 = 1_000_000;
+/// A follower that is behind takes ten segments a second at the most: each that waits for it is worth a tenth of a second of rows in the next one, up to ten seconds.
+const SEAL_LATER_PER_WAITING_US: u64 = 100_000;
+const SEAL_LATER_US: u64 = 10_000_000;
+/// So many waiting are no delay yet.
+const WAITING_FEW: u64 = 10;
 /// Pause before a full disk is tried again.
 const FULL_RETRY_US: u64 = 250_000;
 
@@ -115,6 +120,8 @@ pub struct Sealer<S: Storage = Disk> {
     buffer: Vec<Cell>,
     sealed: VecDeque<Sealed>,
     sealed_loaded: bool,
+    /// Segments that the slowest cursor has not passed.
+    waiting: u64,
     sealed_bytes: u64,
     retention_us: u64,
     full_since_us: Option<u64>,
@@ -166,6 +173,7 @@ impl<S: Storage> Sealer<S> {
             buffer: Vec::new(),
             sealed: VecDeque::new(),
             sealed_loaded: false,
+            waiting: 0,
             sealed_bytes: 0,
             retention_us: 0,
             full_since_us: None,
@@ -214,7 +222,7 @@ impl<S: Storage> Sealer<S> {
     fn try_step(&mut self, now_us: u64) -> Result<SealStep, LogError> {
         self.receive();
         let mut worked = false;
-        if self.must_seal || (self.columns.rows() > 0 && now_us.saturating_sub(self.opened_us) >= self.settings.seal_after_ms * 1000) {
+        if self.must_seal || (self.columns.rows() > 0 && now_us.saturating_sub(self.opened_us) >= self.seal_after_us()) {
             if self.waits_for_space(now_us) {
                 return Ok(SealStep::Idle);
             }
@@ -248,6 +256,12 @@ impl<S: Storage> Sealer<S> {
         self.dimensions.sync()?;
         self.release()?;
         self.retain(now_us)
+    }
+
+    /// How long rows may wait for their segment: as set, or longer while a follower catches up. Segments sealed faster than it may take them would never end.
+    fn seal_after_us(&self) -> u64 {
+        let later_us = if self.waiting > WAITING_FEW { (self.waiting * SEAL_LATER_PER_WAITING_US).min(SEAL_LATER_US) } else { 0 };
+        self.settings.seal_after_ms.saturating_mul(1000).max(later_us)
     }
 
     fn waits_for_space(&self, now_us: u64) -> bool {
@@ -711,6 +725,7 @@ impl<S: Storage> Sealer<S> {
             self.counters.segments_shipped.store(shipped + self.counters.segments_deleted.load(Relaxed), Relaxed);
             let unshipped = self.sealed.iter().filter(|sealed| sealed.seg as u32 > passed).map(|sealed| sealed.rows).sum();
             self.counters.rows_unshipped.store(unshipped, Relaxed);
+            self.waiting = self.sealed.iter().filter(|sealed| sealed.seg as u32 > passed).count() as u64;
         }
         Ok(())
     }
