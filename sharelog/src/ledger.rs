@@ -70,6 +70,16 @@ fn hex32(text: &str) -> Option<u32> {
     (1..=8).contains(&text.len()).then(|| u32::from_str_radix(text, 16).ok()).flatten().filter(|_| !text.starts_with('+'))
 }
 
+/// The job behind a name: 8 digits, and 2 more where it was sent again, at another difficulty, under a name and an ntime of its own.
+fn job_name(text: &str) -> Option<u32> {
+    match text.len() {
+        10 => {
+            text.get(..8).filter(|_| text.get(8..).is_some_and(|sending| hex32(sending).is_some_and(|sending| sending > 0))).and_then(hex32)
+        }
+        _ => hex32(text),
+    }
+}
+
 fn hex64(text: &str) -> Option<u64> {
     (1..=16).contains(&text.len()).then(|| u64::from_str_radix(text, 16).ok()).flatten().filter(|_| !text.starts_with('+'))
 }
@@ -132,7 +142,7 @@ impl Ledger {
         let nonce = hex32(fields.next()?);
         let ntime = hex32(fields.next()?);
         let extranonce2 = hex64(fields.next()?);
-        let wire_id = hex32(fields.next()?);
+        let wire_id = job_name(fields.next()?);
         let worker = fields.next()?.trim();
         let extranonce1 = hex32(extranonce1)?;
         self.extranonces.insert(extranonce1);
@@ -233,6 +243,23 @@ impl Ledger {
             if more > 0 {
                 report.problem(format!("{more} more accepted rows that the ledger does not know"));
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_sent_again_is_the_job() {
+        assert_eq!(
+            (job_name("edaf445d"), job_name("edaf445d01"), job_name("edaf445dff")),
+            (Some(0xedaf_445d), Some(0xedaf_445d), Some(0xedaf_445d))
+        );
+        assert_eq!(job_name("1f"), Some(0x1f), "other servers' ids may be short");
+        for wrong in ["", "-", "edaf445d00", "edaf445d1", "edaf445d+1", "edaf445dxy", "edaf445d010", "+daf445d01", "edaf44\u{e9}01"] {
+            assert_eq!(job_name(wrong), None, "{wrong}");
         }
     }
 }
