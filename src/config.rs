@@ -1513,9 +1513,7 @@ impl Config {
         let mut mistakes: Vec<Mistake> = mistakes.into_iter().map(|(_, mistake)| mistake).collect();
 
         let mut variables: Vec<(String, String)> = env
-            .filter(|(name, value)| {
-                name.starts_with(ENV_PREFIX) && !TEST_SWITCHES.contains(&name.as_str()) && !is_of_kubernetes(name, value)
-            })
+            .filter(|(name, value)| name.starts_with(ENV_PREFIX) && !NO_KEYS.contains(&name.as_str()) && !is_of_kubernetes(name, value))
             .collect();
         variables.sort();
         for (name, value) in variables {
@@ -1724,13 +1722,20 @@ fn address_fits(network: Network, address: &str) -> bool {
     lower.starts_with(bech32) || address.starts_with(base58)
 }
 
-/// Switches of the project's own test lanes: set around `cargo test`, seen by the servers that tests start.
-const TEST_SWITCHES: [&str; 5] = [
+/// Variables that are no keys: switches of the project's own test lanes, which are set around `cargo test` and seen by the servers that tests start, and the places of the
+/// SQL engine, which `otedama sql` and the engine read themselves.
+const NO_KEYS: [&str; 11] = [
     otedama_pipeline::fail_point::Pause::VARIABLE,
     "OTEDAMA_KILL_AT",
     "OTEDAMA_LONG",
     "OTEDAMA_REQUIRE_CLICKHOUSE",
     "OTEDAMA_REGTEST_NODE",
+    "OTEDAMA_CLICKHOUSE_SERVER",
+    "OTEDAMA_KILL_SEED",
+    "OTEDAMA_MODERN_CLICKHOUSE_URL",
+    "OTEDAMA_TEST_SERVER",
+    "OTEDAMA_ENGINE",
+    "OTEDAMA_LIBCHDB",
 ];
 
 /// Kubernetes gives every pod variables about the services of its namespace, and one of them may well be named otedama-something:

@@ -6,6 +6,7 @@ mod check;
 mod config;
 mod demo;
 mod jobs;
+mod sql;
 mod stats;
 mod stats_source;
 mod status;
@@ -119,13 +120,8 @@ enum Commands {
     },
     /// Sums the shares of the log.
     Shares(SharesArgs),
-    /// Runs SQL on the configured ClickHouse.
-    Sql {
-        /// The statement.
-        statement: String,
-        #[command(flatten)]
-        config: ConfigArg,
-    },
+    /// Runs SQL, or a recipe of docs/sql, on the configured ClickHouse, else over the log's own segments.
+    Sql(sql::SqlArgs),
     /// Prints the ClickHouse schema.
     Schema {
         /// For one modern server (the default).
@@ -295,7 +291,7 @@ fn run(command: Commands, started: Instant) -> Result<u8, Failure> {
         }
         Commands::Top { config, url, once, json } => show_top(&config, url.as_deref(), once, json),
         Commands::Shares(args) => shares(&args),
-        Commands::Sql { statement, config } => sql(&statement, &load(&config)?),
+        Commands::Sql(args) => sql::run(&args),
         Commands::Schema { single: _, cluster, legacy, reader, from, keep_days, config } => {
             let flavour = match (cluster, legacy) {
                 (Some(name), _) => Flavour::Cluster(name),
@@ -536,14 +532,6 @@ fn reconcile(config: &Config, json: bool) -> Result<u8, Failure> {
         ))?;
     }
     Ok(u8::from(!report.is_clean()))
-}
-
-fn sql(statement: &str, config: &Config) -> Result<u8, Failure> {
-    let settings = clickhouse_of(config)?;
-    let answer =
-        event_loop()?.block_on(otedama_shipper::query(&settings, statement)).map_err(|error| Failure::environment(chain_of(&error)))?;
-    print(&answer)?;
-    Ok(0)
 }
 
 fn tune(action: &str, state: &Path, root: PathBuf, config: &Config, json: bool) -> Result<u8, Failure> {

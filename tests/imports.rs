@@ -79,13 +79,15 @@ fn graph(metadata: &Value) -> Graph {
         .collect()
 }
 
-/// Whether `path` (from the root, with `/`) may hold `unsafe`: one file per instruction set and the dispatch beside it, drivers, pinning and clock, the mapping.
+/// Whether `path` (from the root, with `/`) may hold `unsafe`: one file per instruction set and the dispatch beside it, drivers, pinning and clock, the mapping,
+/// the calls into libchdb.
 fn may_be_unsafe(path: &str) -> bool {
     let parts: Vec<&str> = path.split('/').collect();
     match parts.as_slice() {
         ["kernels", "src", .., _, file] => ["mod.rs", "avx2.rs", "avx512.rs", "shani.rs", "x86_64.rs"].contains(file),
         ["pipeline", "src", "driver" | "sys", ..] | ["pipeline", "src", "driver.rs" | "sys.rs"] => true,
         ["sharelog", "src", "mapping.rs"] | ["sharelog", "src", "mapping", _] => true,
+        ["engine", "src", "library.rs"] => true,
         _ => false,
     }
 }

@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 mod dimension;
+mod local;
 mod probe;
 pub mod recipes;
 mod reconcile;
@@ -19,6 +20,7 @@ mod ship;
 mod sink;
 mod state;
 
+pub use local::{LocalTables, local_tables};
 pub use probe::{MODERN_FROM, Method, Server, probe};
 pub use reconcile::{ReconcileError, ReconcileReport, reconcile, reconcile_with};
 pub use ship::{Pace, Shipper};

@@ -296,6 +296,16 @@ impl Table {
     }
 }
 
+/// True for a sum or summand of work.
+pub(crate) fn is_work(column: &Column) -> bool {
+    column.kind == WORK
+}
+
+/// The type of a column of `SHARES` in a sealed segment.
+pub(crate) fn wire_kind(column: &Column) -> &'static str {
+    if is_work(column) { "UInt64" } else { column.kind }
+}
+
 /// Backtick-quotes an identifier.
 pub(crate) fn identifier(name: &str) -> String {
     format!("`{}`", name.replace('\\', "\\\\").replace('`', "\\`"))

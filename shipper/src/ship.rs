@@ -514,7 +514,12 @@ fn refused(error: SinkError) -> (SinkError, Remedy) {
 }
 
 /// Reads entries from `from` up to `end` (or the end of the file), at most about `DIMENSION_BYTES` of text. Returns the rows and the offset behind them.
-fn read_dimensions(dir: &std::path::Path, from: u64, end: Option<u64>, jobs: &mut RecentJobs) -> Result<(DimensionRows, u64), LogError> {
+pub(crate) fn read_dimensions(
+    dir: &std::path::Path,
+    from: u64,
+    end: Option<u64>,
+    jobs: &mut RecentJobs,
+) -> Result<(DimensionRows, u64), LogError> {
     let mut reader = match DimensionReader::from(dir, from) {
         Ok(reader) => reader,
         // The file is shorter than what was shipped: a power loss took records that had not been synced. Sending all of it again costs nothing but time.
@@ -539,7 +544,7 @@ fn insert_sql(database: &str, table: &str, columns: &str, format: &str) -> Strin
 }
 
 /// Completes the row of a job on the server with its end. The newest `ended` of a job wins under FINAL.
-fn job_end_sql(database: &str, job: u64, us: u64) -> String {
+pub(crate) fn job_end_sql(database: &str, job: u64, us: u64) -> String {
     let table = format!("{}.{}", identifier(database), identifier(JOBS.name));
     let kept: Vec<_> = JOBS.columns.iter().map(|column| column.name).filter(|name| !matches!(*name, "ended" | "ended_us")).collect();
     format!(
@@ -552,7 +557,7 @@ fn job_end_sql(database: &str, job: u64, us: u64) -> String {
 }
 
 /// Rows of the table `segments`.
-fn segment_rows(metas: &[Arc<SegmentMeta>]) -> String {
+pub(crate) fn segment_rows(metas: &[Arc<SegmentMeta>]) -> String {
     let mut text = String::new();
     for meta in metas {
         let accepted = meta.by_status.first().copied().unwrap_or_default();

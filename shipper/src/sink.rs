@@ -201,6 +201,19 @@ impl HttpSink {
         self
     }
 
+    /// Runs a statement and hands its result over piece by piece, as it comes; there is no limit to its time. `format` is that of the result where the statement names none.
+    ///
+    /// # Errors
+    /// What the transport or the server says, or what `to` returns: `Err` with a text ends the reading.
+    pub async fn stream(&self, sql: &str, format: &str, mut to: impl FnMut(&[u8]) -> Result<(), SinkError>) -> Result<(), SinkError> {
+        // `query_raw`: `query` would take every question mark for a placeholder.
+        let mut cursor = self.client.query_raw(sql).fetch_bytes(format).map_err(|error| self.error(error))?;
+        while let Some(piece) = cursor.next().await.map_err(|error| self.error(error))? {
+            to(&piece)?;
+        }
+        Ok(())
+    }
+
     fn error(&self, error: Error) -> SinkError {
         let url = self.url.clone();
         match error {

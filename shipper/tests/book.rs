@@ -873,19 +873,13 @@ async fn hold_the_book_against(url: String, database: &str) {
 
 #[tokio::test]
 async fn every_recipe_gives_on_debians_server_what_was_worked_out_row_by_row() {
-    let Some(server) = server::Server::start("every_recipe_gives_on_debians_server_what_was_worked_out_row_by_row") else { return };
+    let Some(server) = server::debian("every_recipe_gives_on_debians_server_what_was_worked_out_row_by_row") else { return };
     hold_the_book_against(server.url(), "otedama").await;
 }
 
 #[tokio::test]
 async fn every_recipe_gives_on_a_modern_server_what_was_worked_out_row_by_row() {
-    let Ok(url) = std::env::var("OTEDAMA_MODERN_CLICKHOUSE_URL") else {
-        server::skip(
-            "every_recipe_gives_on_a_modern_server_what_was_worked_out_row_by_row",
-            "OTEDAMA_MODERN_CLICKHOUSE_URL names no modern server",
-        );
-        return;
-    };
+    let Some((url, _server)) = server::modern("every_recipe_gives_on_a_modern_server_what_was_worked_out_row_by_row") else { return };
     let database = "otedama_test_book";
     let plain = ShipperSettings { database: "default".into(), ..settings(url.clone()) };
     query(&plain, &format!("DROP DATABASE IF EXISTS {database}")).await.expect("dropped");

@@ -1,5 +1,5 @@
-//! Against a modern server, where the environment names one: `OTEDAMA_MODERN_CLICKHOUSE_URL=http://127.0.0.1:8123 cargo test -p otedama-shipper --test modern`.
-//! The tests make and drop databases whose names start with `otedama_test_`. A front over libchdb that takes HTTP/1.1 with chunked bodies serves as well.
+//! Against a modern server: the engine that `OTEDAMA_TEST_SERVER=engine` starts, or a real one that the environment names:
+//! `OTEDAMA_MODERN_CLICKHOUSE_URL=http://127.0.0.1:8123 cargo test -p otedama-shipper --test modern`. The tests make and drop databases whose names start with `otedama_test_`.
 mod log;
 mod running;
 mod server;
@@ -14,15 +14,14 @@ use std::sync::atomic::Ordering;
 struct Modern {
     url: String,
     database: String,
+    /// The engine, where it is ours.
+    _server: Option<server::Server>,
 }
 
 impl Modern {
     async fn find(test: &str) -> Option<Self> {
-        let Ok(url) = std::env::var("OTEDAMA_MODERN_CLICKHOUSE_URL") else {
-            server::skip(test, "OTEDAMA_MODERN_CLICKHOUSE_URL names no modern server");
-            return None;
-        };
-        let modern = Self { url, database: format!("otedama_test_{test}") };
+        let (url, server) = server::modern(test)?;
+        let modern = Self { url, database: format!("otedama_test_{test}"), _server: server };
         modern.ask(&format!("DROP DATABASE IF EXISTS {}", modern.database)).await;
         Some(modern)
     }

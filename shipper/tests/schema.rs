@@ -20,7 +20,7 @@ fn committed(version: u32, flavour: &str) -> PathBuf {
 struct Place {
     flavour: &'static str,
     url: String,
-    _debian: Option<Server>,
+    _server: Option<Server>,
 }
 
 impl Place {
@@ -39,16 +39,13 @@ impl Place {
 }
 
 fn debian(test: &str) -> Option<Place> {
-    let server = Server::start(test)?;
-    Some(Place { flavour: "legacy", url: server.url(), _debian: Some(server) })
+    let server = server::debian(test)?;
+    Some(Place { flavour: "legacy", url: server.url(), _server: Some(server) })
 }
 
 fn modern(test: &str) -> Option<Place> {
-    let Ok(url) = std::env::var("OTEDAMA_MODERN_CLICKHOUSE_URL") else {
-        server::skip(test, "OTEDAMA_MODERN_CLICKHOUSE_URL names no modern server");
-        return None;
-    };
-    Some(Place { flavour: "single", url, _debian: None })
+    let (url, server) = server::modern(test)?;
+    Some(Place { flavour: "single", url, _server: server })
 }
 
 #[test]
@@ -174,7 +171,7 @@ async fn a_minute_of_30_eh_per_s_sums_to_the_last_hash_on_a_modern_server() {
 
 #[tokio::test]
 async fn the_reader_reads_and_does_nothing_else() {
-    let Some(mut server) = Server::start("the_reader_reads_and_does_nothing_else") else { return };
+    let Some(mut server) = server::debian("the_reader_reads_and_does_nothing_else") else { return };
     let mut log = Log::new();
     log.segment(10, 5);
     let run = Running::start(settings(server.url()), log.store());

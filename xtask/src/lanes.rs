@@ -1,5 +1,6 @@
 //! The test lanes. Each has its own needs, its seconds are printed, and what it cannot run here is counted as skipped with its reason.
 use crate::Failure;
+use crate::engine;
 use crate::install::{self, output};
 use crate::step::{self, Step};
 use crate::tally::Tally;
@@ -15,13 +16,15 @@ pub enum Lane {
     Node,
     /// Debian's ClickHouse.
     ClickHouse,
+    /// A modern ClickHouse: libchdb behind engine/.
+    Engine,
     /// Kills, cuts, fuzzing.
     Faults,
 }
 
 impl Lane {
     /// In the order they run.
-    pub const ALL: [Self; 4] = [Self::Quick, Self::Node, Self::ClickHouse, Self::Faults];
+    pub const ALL: [Self; 5] = [Self::Quick, Self::Node, Self::ClickHouse, Self::Engine, Self::Faults];
 
     /// Its name on the command line.
     pub const fn name(self) -> &'static str {
@@ -29,6 +32,7 @@ impl Lane {
             Self::Quick => "quick",
             Self::Node => "node",
             Self::ClickHouse => "clickhouse",
+            Self::Engine => "engine",
             Self::Faults => "faults",
         }
     }
@@ -39,12 +43,14 @@ impl Lane {
 pub struct Plan {
     lanes: Vec<Lane>,
     long: bool,
+    /// The lanes were not named: all of them run.
+    all: bool,
 }
 
 impl Plan {
     /// From the command line.
     pub fn parse(words: &[&str]) -> Result<Self, Failure> {
-        let mut plan = Self { lanes: Vec::new(), long: false };
+        let mut plan = Self { lanes: Vec::new(), long: false, all: false };
         let mut words = words.iter();
         while let Some(word) = words.next() {
             match *word {
@@ -59,6 +65,7 @@ impl Plan {
         }
         if plan.lanes.is_empty() {
             plan.lanes = Lane::ALL.to_vec();
+            plan.all = true;
         }
         Ok(plan)
     }
@@ -107,6 +114,7 @@ pub fn run(root: &Path, plan: &Plan) -> Result<bool, Failure> {
             Lane::Quick => quick(&mut report, plan.long),
             Lane::Node => node(&mut report, plan.long),
             Lane::ClickHouse => clickhouse(&mut report, plan.long),
+            Lane::Engine => modern(&mut report, plan),
             Lane::Faults => faults(&mut report, plan.long),
         };
         if let Err(Failure::Environment(what) | Failure::Usage(what)) = outcome {
@@ -195,6 +203,32 @@ fn clickhouse(report: &mut Report, long: bool) -> Result<(), Failure> {
     let pool =
         cargo_test("otedama against ClickHouse", &["--package", "otedama"], &["--include-ignored", "clickhouse"], minutes(20, long), long);
     filtered(report, Lane::ClickHouse, &pool.with("OTEDAMA_REQUIRE_CLICKHOUSE", "1"), "clickhouse")
+}
+
+/// The tests of the lane `clickhouse` against a modern engine, and those of engine/ itself. The library is 178 MB: it is fetched in long runs, or where the lane is named.
+fn modern(report: &mut Report, plan: &Plan) -> Result<(), Failure> {
+    if plan.all && !plan.long && !engine::is_fetched(report.root) {
+        report.skip(Lane::Engine, "engine", "libchdb (178 MB) is fetched by `cargo xtask test --long`, or by `--lane engine`");
+        return Ok(());
+    }
+    let engine = engine::ensure(report.root)?;
+    let (binary, library) = (engine.binary.to_string_lossy().into_owned(), engine.library.to_string_lossy().into_owned());
+    let against = |step: Step| {
+        step.with("OTEDAMA_ENGINE", &*binary)
+            .with("OTEDAMA_LIBCHDB", &*library)
+            .with("OTEDAMA_TEST_SERVER", "engine")
+            .with("OTEDAMA_REQUIRE_CLICKHOUSE", "1")
+    };
+    let target = report.root.join("engine/target").to_string_lossy().into_owned();
+    let manifest = ["--release", "--manifest-path", "engine/Cargo.toml", "--target-dir", &target];
+    report
+        .step(Lane::Engine, &against(cargo_test("otedama-engine: libchdb over HTTP", &manifest, &[], minutes(10, plan.long), plan.long)))?;
+    let shipper =
+        cargo_test("otedama-shipper against the engine", &["--package", "otedama-shipper"], &[], minutes(20, plan.long), plan.long);
+    report.step(Lane::Engine, &against(shipper))?;
+    let filters = ["--include-ignored", "clickhouse", "engine"];
+    let pool = cargo_test("otedama against the engine", &["--package", "otedama"], &filters, minutes(20, plan.long), plan.long);
+    filtered(report, Lane::Engine, &against(pool), "clickhouse or engine")
 }
 
 fn faults(report: &mut Report, long: bool) -> Result<(), Failure> {
@@ -318,8 +352,8 @@ mod tests {
 
     #[test]
     fn without_a_name_every_lane_runs() {
-        assert_eq!(Plan::parse(&[]), Ok(Plan { lanes: Lane::ALL.to_vec(), long: false }));
-        assert_eq!(Plan::parse(&["--long", "--lane", "faults"]), Ok(Plan { lanes: vec![Lane::Faults], long: true }));
+        assert_eq!(Plan::parse(&[]), Ok(Plan { lanes: Lane::ALL.to_vec(), long: false, all: true }));
+        assert_eq!(Plan::parse(&["--long", "--lane", "faults"]), Ok(Plan { lanes: vec![Lane::Faults], long: true, all: false }));
         for wrong in [&["--lane"][..], &["--lane", "fast"], &["--short"], &["quick"]] {
             assert!(matches!(Plan::parse(wrong), Err(Failure::Usage(_))), "{wrong:?}");
         }

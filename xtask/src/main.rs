@@ -1,7 +1,9 @@
-//! The project's own commands: `cargo xtask test` runs every test lane and installs what a lane needs, `cargo xtask figures` measures what the docs quote.
+//! The project's own commands: `cargo xtask test` runs every test lane and installs what a lane needs, `cargo xtask figures` measures what the docs
+//! quote, `cargo xtask engine` fetches the SQL engine.
 #![forbid(unsafe_code)]
 
 mod asm;
+mod engine;
 mod figures;
 mod install;
 mod lanes;
@@ -14,15 +16,19 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 const USAGE: &str = "\
-usage: cargo xtask test [--lane quick|node|clickhouse|faults]... [--long]
+usage: cargo xtask test [--lane quick|node|clickhouse|engine|faults]... [--long]
        cargo xtask figures pipeline|memory|start|kernels|drivers|parser|sql|loadgen [--runs N] [--seconds N] [--no-build]
        cargo xtask figures table [--check]
+       cargo xtask engine [--into DIR]
        cargo xtask asm
 
 test     runs the lanes (all without --lane) and installs a lane's Debian packages where they are missing.
          The last line is `N passed, N failed, N skipped`; --long takes the sizes of a release instead of those of CI.
 figures  measures a topic on this machine and writes docs/figures/<topic>.json; `table` puts the figures into README.md and
          docs/kernels.md, and with --check only says whether they stand there already.
+
+engine   builds otedama-engine and fetches libchdb (npm, 178 MB, version and sum in engine/libchdb.json), so that `otedama sql` answers without a server;
+         both go to ~/.local/share/otedama/engine unless --into says otherwise.
 
 asm      compiles the AVX-512 kernels and fails when their loops spill, call or do more than SHA-256 needs.
 
@@ -40,6 +46,8 @@ fn main() -> ExitCode {
         ["figures", topic, rest @ ..] => {
             figures::Request::parse(topic, rest).and_then(|request| figures::run(&root(), &request)).map(|()| true)
         }
+        ["engine"] => engine::install(&root(), None).map(|()| true),
+        ["engine", "--into", folder] => engine::install(&root(), Some(folder)).map(|()| true),
         ["asm"] => asm::run(&root()),
         ["help" | "--help" | "-h"] => {
             println!("{USAGE}");

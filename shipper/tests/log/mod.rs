@@ -90,6 +90,11 @@ impl Log {
 
     /// Appends `rows` rows of this work, with session and worker before them, and seals them as one segment.
     pub fn segment(&mut self, rows: u32, work: u64) {
+        self.segment_of(rows, |number| row(number, work));
+    }
+
+    /// As `segment`, with rows made from their numbers in the log.
+    pub fn segment_of(&mut self, rows: u32, row: impl Fn(u64) -> ShareRow) {
         let session = SessionRecord {
             session: 1,
             extranonce1: 0x0102_0304,
@@ -107,7 +112,8 @@ impl Log {
             while self.journal.room_cells() < 600 {
                 self.sealer.step(FIRST_US).expect("the sealer makes room");
             }
-            let batch: Vec<_> = (0..count).map(|_| self.row(work)).collect();
+            let batch: Vec<_> = (self.rows..self.rows + u64::from(count)).map(&row).collect();
+            self.rows += u64::from(count);
             self.journal.append(&dimensions, &batch).expect("there is room");
             dimensions.clear();
             left -= count;
@@ -126,7 +132,8 @@ impl Log {
                 .enumerate()
                 .map(|(index, &work)| {
                     let position = (batch * 512 + index) as u64;
-                    let row = self.row(work);
+                    let row = row(self.rows, work);
+                    self.rows += 1;
                     ShareRow {
                         arrival_us: minute_us + position * 60_000_000 / works.len() as u64,
                         status: ShareStatus::Accepted as u8,
@@ -137,28 +144,6 @@ impl Log {
             self.journal.append(&[], &rows).expect("there is room");
         }
         self.sealer.drain(FIRST_US).expect("sealed");
-    }
-
-    fn row(&mut self, work: u64) -> ShareRow {
-        let number = self.rows;
-        self.rows += 1;
-        ShareRow {
-            worker: 1 + number % 3,
-            work,
-            extranonce2: number,
-            arrival_us: FIRST_US + number * 100,
-            session: 1,
-            job: 1,
-            nonce: number as u32,
-            ntime: 1_795_218_379,
-            version: 0x2000_0000,
-            share_difficulty: 1.5,
-            latency_us: 20,
-            status: if number.is_multiple_of(10) { ShareStatus::Stale as u8 } else { ShareStatus::Accepted as u8 },
-            flags: u8::from(number == 5),
-            net: 0,
-            coin: Coin::Bitcoin as u8,
-        }
     }
 
     /// Writes what the sealer has not synced yet, such as records without a segment.
@@ -172,5 +157,26 @@ impl Log {
 
     pub fn store(&self) -> SegmentStore {
         SegmentStore::open(self.dir()).expect("the folder is there")
+    }
+}
+
+/// The row of this number: three workers, one in ten stale.
+fn row(number: u64, work: u64) -> ShareRow {
+    ShareRow {
+        worker: 1 + number % 3,
+        work,
+        extranonce2: number,
+        arrival_us: FIRST_US + number * 100,
+        session: 1,
+        job: 1,
+        nonce: number as u32,
+        ntime: 1_795_218_379,
+        version: 0x2000_0000,
+        share_difficulty: 1.5,
+        latency_us: 20,
+        status: if number.is_multiple_of(10) { ShareStatus::Stale as u8 } else { ShareStatus::Accepted as u8 },
+        flags: u8::from(number == 5),
+        net: 0,
+        coin: Coin::Bitcoin as u8,
     }
 }

@@ -1,4 +1,7 @@
-//! A real ClickHouse 18.16, as Debian ships it, in a temporary folder on free loopback ports; and a proxy that loses its answers.
+//! A real ClickHouse in a temporary folder on free loopback ports; and a proxy that loses its answers.
+//!
+//! It is 18.16, as Debian ships it, or with `OTEDAMA_TEST_SERVER=engine` a modern one: libchdb behind `otedama-engine` (`OTEDAMA_ENGINE` names the program, `OTEDAMA_LIBCHDB` the
+//! library; `cargo xtask engine` makes both). The same tests run against either; what is promised differs, and they ask `Server::is_modern`.
 //!
 //! The tests of the root package use this file too (`#[path = "../shipper/tests/server/mod.rs"] mod server;`): it needs std and rustix alone.
 //! Where the server is not installed, `Server::start` prints a counted SKIP line and gives None, unless `OTEDAMA_REQUIRE_CLICKHOUSE=1`, which makes that a failure.
@@ -21,21 +24,65 @@ const START_WITHIN: Duration = Duration::from_secs(30);
 static SKIPPED: AtomicUsize = AtomicUsize::new(0);
 static FOLDERS: AtomicUsize = AtomicUsize::new(0);
 
+/// Which server the tests run against.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    /// Debian's 18.16: no tokens, at least once.
+    Debian,
+    /// libchdb behind otedama-engine: tokens, exactly once.
+    Engine,
+}
+
+impl Kind {
+    /// From `OTEDAMA_TEST_SERVER`.
+    pub fn chosen() -> Self {
+        match std::env::var("OTEDAMA_TEST_SERVER").as_deref() {
+            Err(_) | Ok("" | "debian") => Self::Debian,
+            Ok("engine") => Self::Engine,
+            Ok(other) => panic!("OTEDAMA_TEST_SERVER is {other:?}: it is debian or engine"),
+        }
+    }
+}
+
 /// A running server; dropped, it is killed and its folder removed.
 pub struct Server {
+    kind: Kind,
     binary: PathBuf,
     folder: PathBuf,
     http: u16,
     child: Option<Child>,
 }
 
-/// Where the server's binary is, if it is installed; `OTEDAMA_CLICKHOUSE_SERVER` names another place.
-pub fn binary() -> Option<PathBuf> {
-    let places = match std::env::var_os("OTEDAMA_CLICKHOUSE_SERVER") {
-        Some(place) => vec![PathBuf::from(place)],
-        None => ["/usr/sbin/clickhouse-server", "/usr/bin/clickhouse-server"].map(PathBuf::from).to_vec(),
+/// Where the server's binary is, if it is there; `OTEDAMA_CLICKHOUSE_SERVER` names another place for Debian's, `OTEDAMA_ENGINE` is that of the engine.
+pub fn binary(kind: Kind) -> Option<PathBuf> {
+    let named = |name: &str| std::env::var_os(name).map(|place| vec![PathBuf::from(place)]);
+    let places = match kind {
+        Kind::Debian => named("OTEDAMA_CLICKHOUSE_SERVER")
+            .unwrap_or_else(|| ["/usr/sbin/clickhouse-server", "/usr/bin/clickhouse-server"].map(PathBuf::from).to_vec()),
+        Kind::Engine => named("OTEDAMA_ENGINE").unwrap_or_default(),
     };
     places.into_iter().find(|path| path.exists())
+}
+
+/// A modern server: its URL, and the server where it is the engine that `OTEDAMA_TEST_SERVER=engine` asks for. `OTEDAMA_MODERN_CLICKHOUSE_URL` names another one.
+pub fn modern(test: &str) -> Option<(String, Option<Server>)> {
+    match (std::env::var("OTEDAMA_MODERN_CLICKHOUSE_URL").ok(), Kind::chosen()) {
+        (Some(url), _) => Some((url, None)),
+        (None, Kind::Engine) => Server::start(test).map(|server| (server.url(), Some(server))),
+        (None, Kind::Debian) => {
+            skip(test, "neither OTEDAMA_TEST_SERVER=engine nor OTEDAMA_MODERN_CLICKHOUSE_URL names a modern server");
+            None
+        }
+    }
+}
+
+/// Debian's server, for what is about that one alone.
+pub fn debian(test: &str) -> Option<Server> {
+    if Kind::chosen() == Kind::Debian {
+        return Server::start(test);
+    }
+    skip(test, "it is about Debian's server, and OTEDAMA_TEST_SERVER names another one");
+    None
 }
 
 /// Says that `test` is skipped and why, past the capture of the test harness, and counts it.
@@ -51,8 +98,12 @@ fn free_port() -> u16 {
 impl Server {
     /// Starts a server and waits until it answers; None, with a SKIP line, where there is none to start.
     pub fn start(test: &str) -> Option<Self> {
-        let Some(binary) = binary() else {
-            let why = "clickhouse-server is not installed (apt-get install clickhouse-server)";
+        let kind = Kind::chosen();
+        let Some(binary) = binary(kind) else {
+            let why = match kind {
+                Kind::Debian => "clickhouse-server is not installed (apt-get install clickhouse-server)",
+                Kind::Engine => "OTEDAMA_ENGINE names no otedama-engine (cargo xtask engine)",
+            };
             assert!(std::env::var("OTEDAMA_REQUIRE_CLICKHOUSE").as_deref() != Ok("1"), "{test}: OTEDAMA_REQUIRE_CLICKHOUSE=1, but {why}");
             skip(test, why);
             return None;
@@ -69,9 +120,24 @@ impl Server {
             .replace("<tcp_port>9000<", &format!("<tcp_port>{}<", free_port()));
         fs::write(folder.join("config.xml"), config).expect("config.xml");
         fs::write(folder.join("users.xml"), USERS).expect("users.xml");
-        let mut server = Self { binary, folder, http, child: None };
+        let mut server = Self { kind, binary, folder, http, child: None };
         server.restart();
         Some(server)
+    }
+
+    /// True for a server that knows inserts by their tokens: what is promised there is exactly once, in the views' tables too.
+    pub fn is_modern(&self) -> bool {
+        self.kind == Kind::Engine
+    }
+
+    /// `clickhouse.state` in the pool's stats when all is well.
+    pub fn state(&self) -> &'static str {
+        if self.is_modern() { "ok" } else { "legacy" }
+    }
+
+    /// The server's own process, while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
     }
 
     /// `http://127.0.0.1:PORT`.
@@ -113,19 +179,22 @@ impl Server {
     pub fn restart(&mut self) {
         assert!(self.child.is_none(), "it is still running");
         let output = fs::File::create(self.folder.join("output")).expect("output file");
-        let child = Command::new(&self.binary)
-            .arg("-C")
-            .arg(self.folder.join("config.xml"))
+        let mut command = Command::new(&self.binary);
+        match self.kind {
+            Kind::Debian => command.arg("-C").arg(self.folder.join("config.xml")),
+            Kind::Engine => command.args(["serve", "--listen", &self.address().to_string(), "--data"]).arg(self.folder.join("data")),
+        };
+        let child = command
             .current_dir(&self.folder)
             .stdin(Stdio::null())
             .stdout(output.try_clone().expect("second handle"))
             .stderr(output)
             .spawn()
-            .expect("clickhouse-server starts");
+            .expect("the server starts");
         self.child = Some(child);
         let until = Instant::now() + START_WITHIN;
         while self.try_query("SELECT 1").as_deref() != Ok("1\n") {
-            assert!(Instant::now() < until, "clickhouse-server does not answer:\n{}", self.log());
+            assert!(Instant::now() < until, "the server does not answer:\n{}", self.log());
             thread::sleep(Duration::from_millis(20));
         }
     }
