@@ -108,32 +108,20 @@ async fn rows_per_second_end_to_end_beside_insert_select() {
     assert_eq!(metas.len(), SEGMENTS as usize);
     let columns = SHARES.column_list();
     let names = columns.trim_matches(['(', ')']).to_owned();
-    // As the wire has them; 18.16 reads files of its own folder alone.
+    // As the wire has them.
     let structure: Vec<_> = SHARES
         .columns
         .iter()
         .map(|column| format!("{} {}", column.name, if column.name == "work" { "UInt64" } else { column.kind }))
         .collect();
     let structure = structure.join(", ").replace('\'', "\\'");
-    let files: Vec<String> = metas
-        .iter()
-        .map(|meta| {
-            let path = log.store().native_path(meta);
-            if server.is_modern() {
-                return path.to_str().expect("UTF-8").to_owned();
-            }
-            let name = path.file_name().expect("a name").to_str().expect("UTF-8").to_owned();
-            let readable = server.folder().join("user_files");
-            std::fs::create_dir_all(&readable).expect("made");
-            std::fs::copy(&path, readable.join(&name)).expect("copied");
-            name
-        })
-        .collect();
+    let files: Vec<String> = metas.iter().map(|meta| log.store().native_path(meta).to_str().expect("UTF-8").to_owned()).collect();
     server.query("SYSTEM STOP MERGES");
     let ways = if server.is_modern() {
         &["shipper", "shipper, 4 in flight", "INSERT SELECT file()", "INSERT SELECT table"][..]
     } else {
-        &["shipper", "INSERT SELECT file()", "INSERT SELECT table"]
+        // 18.16 splits the structure of a file at every comma, those of an Enum too.
+        &["shipper", "INSERT SELECT table"]
     };
     let mut costs = vec![Vec::new(); ways.len()];
     for round in 0..=ROUNDS {
@@ -191,8 +179,9 @@ async fn rows_per_second_end_to_end_beside_insert_select() {
     let ratio = |one: usize, other: usize, of: fn(&Cost) -> f64| {
         median(costs[one].iter().zip(&costs[other]).map(|(one, other)| of(other) / of(one)).collect())
     };
-    for other in ways.len() - 2..ways.len() {
-        for one in 0..ways.len() - 2 {
+    let own = ways.iter().position(|name| name.starts_with("INSERT")).expect("a way of the server's own");
+    for other in own..ways.len() {
+        for one in 0..own {
             println!(
                 "{} has {:.2} of the rate of {} by wall clock, {:.2} by the server's CPU",
                 ways[one],
