@@ -157,7 +157,7 @@ fn listen(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, StartError> {
         .iter()
         .map(|address| {
             let failed = |error| StartError::environment(format!("[stratum] cannot listen on {address}"), error);
-            let listener = TcpListener::bind(address).map_err(failed)?;
+            let listener = bind(*address).map_err(failed)?;
             // std listens with a backlog of 128: a farm that reconnects at once needs more.
             rustix::net::listen(&listener, LISTEN_BACKLOG).map_err(|error| failed(error.into()))?;
             // Every accepted socket has these from its listener. Set, they do not grow to the megabytes that the kernel allows.
@@ -167,6 +167,23 @@ fn listen(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, StartError> {
             Ok(listener)
         })
         .collect()
+}
+
+/// How long an address may stay taken by a process that is no more.
+const ADDRESS_FREES_WITHIN: Duration = Duration::from_secs(3);
+
+/// Binds. The kernel takes io_uring's sockets from a killed process on a worker thread of its own, some milliseconds after the process is gone: a server that
+/// is started again at once finds its own address in use for that long.
+fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let since = Instant::now();
+    loop {
+        match TcpListener::bind(address) {
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && since.elapsed() < ADDRESS_FREES_WITHIN => {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            done => return done,
+        }
+    }
 }
 
 fn payout_script(config: &Config) -> Result<Vec<u8>, StartError> {
