@@ -10,6 +10,7 @@ use otedama_primitives::capture::{CaptureReader, Entry, block_header, file_heade
 use std::ffi::OsStr;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 use support::{Amount, Config, Miner, Server, Site, alone, ledger_counts, load, size};
 
 /// One net, as a replay needs it; jobs and blocks change while the load runs.
@@ -102,6 +103,8 @@ fn small_capture(dir: &Path) {
     for _ in 0..20 {
         let share = miner.mine();
         assert_eq!(miner.submit_at_once(&[share.clone(), share]), [0, 22]);
+        // The writer makes a block of what it finds every 2 ms: several blocks, so that a cut leaves some of them whole.
+        std::thread::sleep(Duration::from_millis(5));
     }
     drop(miner);
     server.stop();
