@@ -112,7 +112,7 @@ fn round(points: &[&'static str], each: u32, chance: &mut u64, tally: &mut BTree
 #[ignore = "minutes of kills: cargo xtask test --lane faults"]
 fn no_accepted_share_is_lost_or_doubled_by_a_kill_at_any_named_point() {
     if !otedama_killpoint::are_built_in() {
-        println!("SKIPPED: this build has no kill points; nothing was killed (they need debug assertions)");
+        println!("skipped: this build has no kill points; nothing was killed (they need debug assertions)");
         return;
     }
     let _turn = alone();

@@ -280,7 +280,7 @@ fn no_row_acknowledged_in_tier_disk_is_lost_by_a_power_cut_and_every_survivor_re
             assert_eq!(tally.problems, Vec::<String>::new(), "seed {seed}");
             assert!(tally.acknowledged > u64::from(wanted) * 10, "{tally:?}");
         }
-        Err(why) => println!("SKIPPED: no power was cut, tier disk is NOT tested here: {why}"),
+        Err(why) => println!("skipped: no power was cut, tier disk is NOT tested here: {why}"),
     }
 }
 
@@ -292,6 +292,6 @@ fn the_same_cuts_lose_rows_that_tier_process_acknowledged() {
             println!("power cuts in tier process, which promises nothing against them: {tally:?}");
             assert!(tally.lost > 0, "{tally:?}");
         }
-        Err(why) => println!("SKIPPED: no power was cut: {why}"),
+        Err(why) => println!("skipped: no power was cut: {why}"),
     }
 }
