@@ -350,7 +350,7 @@ pub struct MinerLimits {
     pub refused_per_s: u32,
     /// Milliseconds within which bytes are to be read; beyond that is overload. `u64::MAX` (0 in the file) is never.
     pub read_within_ms: u64,
-    /// New connections a second and address; `u32::MAX` (0 in the file) is no limit.
+    /// New connections a second and source (an IPv4 address or an IPv6 /64); `u32::MAX` (0 in the file) is no limit.
     pub connects_per_ip_per_s: u32,
     /// Where not empty, only these may connect.
     pub allow: Vec<Cidr>,
@@ -949,7 +949,7 @@ static KEYS: &[Key] = &[
         "connects_per_ip_per_s",
         "50",
         "a whole number a second from 0 (no limit) to 1000000",
-        "New connections a second that one address may open.",
+        "New connections a second that one source, an IPv4 address or an IPv6 /64, may open.",
         |c, v| {
             c.limits.connects_per_ip_per_s = v.rate()?;
             Ok(())

@@ -1,4 +1,5 @@
-//! Puts docs/figures/*.json into README.md and docs/kernels.md, between two marks: neither quotes anything that was not measured by a committed command.
+//! Puts docs/figures/*.json between two marks of README.md (what sums up), docs/figures.md (all of it) and docs/kernels.md (the kernels' grids): none of them
+//! quotes anything that was not measured by a committed command.
 mod kernels;
 
 use crate::Failure;
@@ -40,11 +41,15 @@ struct Page {
 }
 
 fn pages(root: &Path) -> Result<Vec<Page>, Failure> {
-    let entries = entries(&root.join("docs/figures"))?;
-    // README has what sums up; the rows of the kernels' grids have a page of their own.
-    let (grid, mut rest): (Vec<Value>, Vec<Value>) = entries.into_iter().partition(kernels::is_cell);
-    // So have the recipes, one by one: docs/sql, which their own command writes.
-    rest.retain(|entry| !entry["name"].as_str().is_some_and(|name| name.starts_with("recipe_ms_")));
+    let mut topics = topics(&root.join("docs/figures"))?;
+    let mut grid = Vec::new();
+    for topic in &mut topics {
+        // Two kinds have pages of their own: the rows of the kernels' grids, and the recipes one by one, which docs/sql shows.
+        let (cells, mut rest): (Vec<Value>, Vec<Value>) = std::mem::take(&mut topic.entries).into_iter().partition(kernels::is_cell);
+        rest.retain(|entry| !entry["name"].as_str().is_some_and(|name| name.starts_with("recipe_ms_")));
+        topic.entries = rest;
+        grid.extend(cells);
+    }
     let page = |name: &str, table: &str| {
         let path = root.join(name);
         let failed = |what: &dyn std::fmt::Display| Failure::Environment(format!("{}: {what}", path.display()));
@@ -52,11 +57,21 @@ fn pages(root: &Path) -> Result<Vec<Page>, Failure> {
         let after = replace(&before, table).ok_or_else(|| failed(&"the two marks of the figures table are missing"))?;
         Ok(Page { path: path.clone(), before, after })
     };
-    Ok(vec![page("README.md", &table(&rest))?, page("docs/kernels.md", &kernels::grids(&grid))?])
+    Ok(vec![
+        page("README.md", &headlines(&topics))?,
+        page("docs/figures.md", &sections(&topics))?,
+        page("docs/kernels.md", &kernels::grids(&grid))?,
+    ])
+}
+
+/// What one file holds.
+struct Topic {
+    name: String,
+    entries: Vec<Value>,
 }
 
 /// Every entry of every file, file by file.
-fn entries(folder: &Path) -> Result<Vec<Value>, Failure> {
+fn topics(folder: &Path) -> Result<Vec<Topic>, Failure> {
     let failed = |path: &Path, what: &dyn std::fmt::Display| Failure::Environment(format!("{}: {what}", path.display()));
     let mut files: Vec<_> = match std::fs::read_dir(folder) {
         Ok(folder) => {
@@ -65,13 +80,15 @@ fn entries(folder: &Path) -> Result<Vec<Value>, Failure> {
         Err(_) => Vec::new(),
     };
     files.sort();
-    let mut entries = Vec::new();
+    let mut topics = Vec::new();
     for file in files {
         let json = std::fs::read_to_string(&file).map_err(|error| failed(&file, &error))?;
         let value: Value = serde_json::from_str(&json).map_err(|error| failed(&file, &error))?;
-        entries.extend(value.as_array().cloned().ok_or_else(|| failed(&file, &"is no list"))?);
+        let entries = value.as_array().cloned().ok_or_else(|| failed(&file, &"is no list"))?;
+        let name = file.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
+        topics.push(Topic { name, entries });
     }
-    Ok(entries)
+    Ok(topics)
 }
 
 fn replace(text: &str, table: &str) -> Option<String> {
@@ -80,28 +97,102 @@ fn replace(text: &str, table: &str) -> Option<String> {
     Some(format!("{head}{BEGIN}\n{table}{END}{tail}"))
 }
 
-fn table(entries: &[Value]) -> String {
-    if entries.is_empty() {
-        return "No figure has been measured yet: `cargo xtask figures pipeline`, then `memory`, `start`, `kernels`, `parser` and `table`.\n"
-            .to_owned();
+/// The figures that README shows, in its order, and what they mean there.
+const HEADLINES: [(&str, &str); 20] = [
+    ("pool_64x8_shares_per_cpu_s", "64 connections x 8 shares in flight, real proof of work, one core for the whole server"),
+    ("pool_to_null_64x8_ratio", "the same, of a server that reads lines and answers true"),
+    ("pool_64x64_shares_per_cpu_s", "64 x 64"),
+    ("pool_to_null_64x64_ratio", "the same, of null"),
+    ("pool_1000x1_shares_per_cpu_s", "1000 x 1: every share arrives alone"),
+    ("pool_to_null_1000x1_ratio", "the same, of null"),
+    ("frames_to_row_shares_per_s", "frames in memory to row, one core, no socket, every merkle root new"),
+    ("latency_pool_us_p50", "latency at half of saturation, open loop, p50"),
+    ("latency_pool_us_p999", "the same, p99.9"),
+    ("v1_share_vs_sha2", "a share's hashing, to the crate sha2"),
+    ("v1_share_cycles", "a share's hashing: 300-byte coinbase, 12 merkle levels, header"),
+    ("parser_template_cgminer_ns", "a submit line, known dialect"),
+    ("parser_scanner_cgminer_ns", "a submit line, any dialect"),
+    ("idle_connection_bytes", "memory of the process per idle connection"),
+    ("journal_append_ns_per_row", "a row into the journal"),
+    ("replay_shares_per_s", "`log replay`: every verdict again from the rows, one core"),
+    ("ship_ns_per_row", "a row from a sealed segment to the socket of ClickHouse"),
+    ("scan_ns_per_row", "`otedama shares`: a row of a group-by over segments"),
+    ("listening_ms", "from start to listening"),
+    ("binary_bytes", "the binary"),
+];
+
+fn none_measured() -> String {
+    "No figure has been measured yet: `cargo xtask figures pipeline`, then the other topics, then `table`.\n".to_owned()
+}
+
+/// What sums up: the headlines that have been measured, and where.
+fn headlines(topics: &[Topic]) -> String {
+    let found: Vec<(&Value, &str)> = HEADLINES
+        .iter()
+        .filter_map(|(name, meaning)| {
+            let entry = topics.iter().flat_map(|topic| &topic.entries).find(|entry| entry["name"].as_str() == Some(name))?;
+            Some((entry, *meaning))
+        })
+        .collect();
+    if found.is_empty() {
+        return none_measured();
     }
+    let mut out = String::from("| | Median | Least to largest | Figure |\n|---|---:|---:|---|\n");
+    for (entry, meaning) in &found {
+        // Writing to a String cannot fail.
+        let _ = writeln!(
+            out,
+            "| {meaning} | {} {} | {} | `{}` |",
+            plain(&entry["value"]),
+            plain(&entry["unit"]),
+            spread(entry),
+            plain(&entry["name"])
+        );
+    }
+    let mut machines: Vec<String> = found.iter().map(|(entry, _)| plain(&entry["cpu"])).collect();
+    machines.sort();
+    machines.dedup();
+    let _ = writeln!(
+        out,
+        "\nMeasured on {}. Every figure with its conditions, command and commit: [docs/figures.md](docs/figures.md).",
+        machines.join("; ")
+    );
+    out
+}
+
+/// All figures, a section for each topic.
+fn sections(topics: &[Topic]) -> String {
+    if topics.iter().all(|topic| topic.entries.is_empty()) {
+        return none_measured();
+    }
+    topics
+        .iter()
+        .filter(|topic| !topic.entries.is_empty())
+        .map(|topic| format!("\n## {}\n\n{}", topic.name, table(&topic.entries)))
+        .collect()
+}
+
+fn spread(entry: &Value) -> String {
+    entry["spread"].as_array().map_or(String::new(), |ends| ends.iter().map(plain).collect::<Vec<_>>().join(" to "))
+}
+
+fn table(entries: &[Value]) -> String {
     let mut out = String::from("| Figure | Median | Least to largest | Runs | Conditions |\n|---|---:|---:|---:|---|\n");
     // Figures of one run share their conditions, which are long: they stand once, below.
     let mut conditions: Vec<String> = Vec::new();
     for entry in entries {
-        let spread = entry["spread"].as_array().map_or(String::new(), |ends| ends.iter().map(plain).collect::<Vec<_>>().join(" to "));
         let condition = plain(&entry["conditions"]);
         let number = conditions.iter().position(|known| *known == condition).unwrap_or_else(|| {
             conditions.push(condition);
             conditions.len() - 1
         });
-        // Writing to a String cannot fail.
         let _ = writeln!(
             out,
-            "| `{}` | {} {} | {spread} | {} | {} |",
+            "| `{}` | {} {} | {} | {} | {} |",
             plain(&entry["name"]),
             plain(&entry["value"]),
             plain(&entry["unit"]),
+            spread(entry),
             plain(&entry["runs"]),
             number + 1
         );
@@ -171,7 +262,22 @@ mod tests {
         assert_eq!(text.matches("| `n` | 12.5 ms | 12 to 13 | 3 | 1 |").count(), 2, "{text}");
         assert_eq!(text.matches("1. a\\|b\n").count(), 1, "{text}");
         assert!(text.contains("`cargo xtask figures start` on c, commit d"), "{text}");
-        assert!(table(&[]).contains("No figure"));
+    }
+
+    #[test]
+    fn the_first_page_has_the_headlines_in_their_order_and_the_other_all_by_topic() {
+        let entry = |name: &str| json!({"name": name, "value": 7, "unit": "ms", "runs": 1, "spread": [7, 8], "conditions": "x", "cpu": "c", "commit": "d", "command": "e"});
+        let topics = [
+            Topic { name: "a".to_owned(), entries: vec![entry("binary_bytes"), entry("unknown")] },
+            Topic { name: "b".to_owned(), entries: vec![entry("listening_ms")] },
+            Topic { name: "empty".to_owned(), entries: vec![] },
+        ];
+        let first = headlines(&topics);
+        let (at, then) = (first.find("`listening_ms`").unwrap(), first.find("`binary_bytes`").unwrap());
+        assert!(at < then && !first.contains("unknown") && first.contains("Measured on c."), "{first}");
+        let all = sections(&topics);
+        assert!(all.contains("## a") && all.contains("`unknown`") && all.contains("## b") && !all.contains("## empty"), "{all}");
+        assert!(headlines(&[]).contains("No figure") && sections(&[]).contains("No figure"));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The door that the drivers share: the listening sockets, the load of the nets behind them, and who may come in.
 use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, TcpListener};
+use std::net::{IpAddr, Ipv6Addr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -10,8 +10,10 @@ use std::time::{Duration, Instant};
 pub(super) const ACCEPTS_PER_PASS: usize = 64;
 /// A net over the mean load, or one that could not accept, looks at the door again after this.
 pub(super) const ACCEPT_RETRY: Duration = Duration::from_millis(5);
-/// Source addresses remembered by the connect limiter.
+/// Sources remembered by the connect limiter.
 const CONNECT_SOURCES_MAX: usize = 65_536;
+/// Full of sources, the limiter forgets the quiet ones at most once in this time: a walk over the table for each connection would be the attack.
+const SWEEP_EVERY: Duration = Duration::from_millis(100);
 
 /// A listening socket and the load of the nets that share it.
 #[derive(Debug)]
@@ -35,7 +37,7 @@ impl Listener {
 pub struct DoorSettings {
     /// Connections over all nets.
     pub connections_max: usize,
-    /// New connections per source address and second; loopback is exempt, as a local proxy or a test has one address for all.
+    /// New connections per second and source, which is an IPv4 address or an IPv6 /64 network; loopback is exempt, as a local proxy or a test has one address for all.
     pub connects_per_ip_per_s: u32,
     /// If not empty, only these addresses get in.
     pub allow: Vec<(IpAddr, u8)>,
@@ -56,13 +58,14 @@ pub(super) struct Door {
     net: usize,
     open: usize,
     sources: HashMap<IpAddr, (Instant, f64)>,
+    swept: Option<Instant>,
     /// Connections turned away.
     pub(super) refused: u64,
 }
 
 impl Door {
     pub(super) fn new(listener: &Listener, net: usize, settings: DoorSettings) -> Self {
-        Self { settings, loads: listener.loads.clone(), net, open: 0, sources: HashMap::new(), refused: 0 }
+        Self { settings, loads: listener.loads.clone(), net, open: 0, sources: HashMap::new(), swept: None, refused: 0 }
     }
 
     /// Connections of this net.
@@ -104,18 +107,23 @@ impl Door {
         if contains(&self.settings.deny, address) || !(self.settings.allow.is_empty() || contains(&self.settings.allow, address)) {
             return false;
         }
-        if address.to_canonical().is_loopback() {
+        let source = source(address);
+        if source.is_loopback() {
             return true;
         }
         let now = Instant::now();
         let rate = f64::from(self.settings.connects_per_ip_per_s);
-        if self.sources.len() >= CONNECT_SOURCES_MAX {
+        if self.sources.len() >= CONNECT_SOURCES_MAX && !self.sources.contains_key(&source) {
+            if self.swept.is_some_and(|swept| now - swept < SWEEP_EVERY) {
+                return false;
+            }
+            self.swept = Some(now);
             self.sources.retain(|_, (seen, _)| now - *seen < Duration::from_secs(1));
             if self.sources.len() >= CONNECT_SOURCES_MAX {
                 return false;
             }
         }
-        let (seen, tokens) = self.sources.entry(address).or_insert((now, rate));
+        let (seen, tokens) = self.sources.entry(source).or_insert((now, rate));
         *tokens = (*tokens + (now - *seen).as_secs_f64() * rate).min(rate);
         *seen = now;
         let may = *tokens >= 1.0;
@@ -123,6 +131,14 @@ impl Door {
             *tokens -= 1.0;
         }
         may
+    }
+}
+
+/// What the connect limiter counts by: one host is given a whole /64 of IPv6 (RFC 6177), so that its addresses are one source.
+fn source(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) if !address.is_loopback() => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX))),
+        other => other,
     }
 }
 
@@ -171,5 +187,30 @@ mod tests {
         assert!(door.admits(quiet));
         assert_eq!(door.refused, 100 - admitted as u64);
         assert!((0..100).all(|_| door.admits("127.0.0.1".parse().expect("address"))));
+    }
+    #[test]
+    fn the_addresses_of_an_ipv6_network_are_one_source_and_the_next_network_another() {
+        let listener = Listener::new(Vec::new(), 1).expect("no socket");
+        let mut door = Door::new(&listener, 0, DoorSettings { connects_per_ip_per_s: 3, ..DoorSettings::default() });
+        let network = u128::from_str_radix("20010db8000000010000000000000000", 16).expect("a number");
+        let admitted = (0..100u128).filter(|host| door.admits(Ipv6Addr::from_bits(network | host << 40 | host).into())).count();
+        assert!((3..10).contains(&admitted), "{admitted} of 100 in much less than a second");
+        assert!(door.admits(Ipv6Addr::from_bits(network + (1 << 64)).into()));
+        assert!((0..100).all(|_| door.admits(IpAddr::V6(Ipv6Addr::LOCALHOST))));
+    }
+
+    #[test]
+    fn a_full_table_of_sources_refuses_strangers_and_not_those_it_knows() {
+        let listener = Listener::new(Vec::new(), 1).expect("no socket");
+        let mut door = Door::new(&listener, 0, DoorSettings { connections_max: usize::MAX, ..DoorSettings::default() });
+        let now = Instant::now() + Duration::from_secs(60);
+        let address = |host: u32| IpAddr::from((0x0A00_0000 | host).to_be_bytes());
+        door.sources = (0..CONNECT_SOURCES_MAX as u32).map(|host| (address(host), (now, 50.0))).collect();
+        assert!(door.admits(address(7)));
+        assert!(!door.admits(address(CONNECT_SOURCES_MAX as u32)));
+        let earlier = Instant::now().checked_sub(Duration::from_secs(2)).expect("a machine up for two seconds");
+        door.sources.values_mut().for_each(|(seen, _)| *seen = earlier);
+        door.swept = None;
+        assert!(door.admits(address(CONNECT_SOURCES_MAX as u32)), "the quiet ones are forgotten");
     }
 }
