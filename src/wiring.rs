@@ -13,7 +13,7 @@ use otedama_pipeline::driver::{Captured, Choice, DoorSettings, Driver, DriverErr
 use otedama_pipeline::fail_point::Pause;
 use otedama_pipeline::metrics::{CaptureMetrics, NetMetrics, ValidateMetrics};
 use otedama_pipeline::stages::{BlockBell, DUPLICATE_PRESSURE, JournalEnd, NetSettings};
-use otedama_pipeline::sys::{WallClock, allowed_cores, pin_to_core};
+use otedama_pipeline::sys::{WallClock, allowed_cores, ask_for_huge_pages_alone, pin_to_core};
 use otedama_pipeline::{Cores, Running};
 use otedama_primitives::{BlockCandidate, Clock, Difficulty, RunId};
 use otedama_sharelog::store::SegmentStore;
@@ -323,6 +323,7 @@ impl Captures<'_> {
 impl Pool {
     /// Starts everything. `started` is when the process began, for `listening_ms`.
     pub fn start(config: &Config, started: Instant, wire: Wire) -> Result<Self, StartError> {
+        ask_for_huge_pages_alone();
         let cores = cores_of(config)?;
         if let Some(replay) = &wire.replay_of {
             replay.check(config, cores.net.len())?;

@@ -4,6 +4,7 @@
 //! often, and never a key; a slot says which job it belongs to, so a table changes hands without being cleared.
 //! Refused after a trial on 12 cold tables: keys in the index itself, which reads and dirties twice the memory at random, and plain loads in the place of the
 //! prefetch; both were slower. `benches stage` measures the stage with its tables.
+use crate::sys::pages::HugeSlice;
 use otedama_kernels::prefetch::prefetch;
 use otedama_primitives::Submit;
 
@@ -69,14 +70,14 @@ pub struct DuplicateTable {
     job: u32,
     used: usize,
     seed: u64,
-    slots: Vec<u64>,
-    keys: Vec<Key>,
+    slots: HugeSlice<u64>,
+    keys: HugeSlice<Key>,
 }
 
 impl DuplicateTable {
     /// An empty table; `seed` is random per boot, so that nobody can choose shares that collide.
     pub fn new(seed: u64) -> Self {
-        Self { job: 0, used: 0, seed: seed | 1, slots: vec![0; SLOTS], keys: vec![[0; 3]; DUPLICATE_ENTRIES] }
+        Self { job: 0, used: 0, seed: seed | 1, slots: HugeSlice::zeroed(SLOTS), keys: HugeSlice::zeroed(DUPLICATE_ENTRIES) }
     }
 
     /// Hands the table to a job, whose counter it never had before. Slots of the job before count as empty from now on: nothing is cleared.

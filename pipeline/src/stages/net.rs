@@ -8,6 +8,7 @@ use crate::driver::{Driver, Event, JobNote, Slot};
 use crate::metrics::{NetCounts, NetMetrics};
 use crate::ring::{Rx, Tx};
 use crate::stage::{Regime, Stage};
+use crate::sys::pages::keep_on_small_pages;
 use hdrhistogram::Histogram;
 use otedama_primitives::{Answer, Clock, Dimension, ShareStatus, Submit, Work};
 use otedama_stratum::Extranonces;
@@ -282,6 +283,8 @@ impl<D: Driver, C: Clock> Net<D, C> {
         let partials = Partials::new(settings.connections_max);
         let lanes = ports.submits.len();
         assert!(lanes > 0, "a net feeds at least one validate lane");
+        let mut connections = Vec::with_capacity(settings.connections_max);
+        keep_on_small_pages(connections.spare_capacity_mut());
         let load = Load::new(settings.read_within_us);
         let mut unread = Unread::default();
         unread.waited(clock.now_us());
@@ -289,7 +292,7 @@ impl<D: Driver, C: Clock> Net<D, C> {
             driver,
             clock,
             state: State {
-                connections: Vec::with_capacity(settings.connections_max),
+                connections,
                 generations: Vec::with_capacity(settings.connections_max),
                 settings,
                 ports,
