@@ -25,9 +25,23 @@ impl Filter {
     /// True for a row that is wanted.
     #[inline]
     pub fn takes(&self, row: &LoggedRow) -> bool {
-        self.since_us.is_none_or(|since| row.arrival_us >= since)
-            && self.until_us.is_none_or(|until| row.arrival_us < until)
-            && self.status.is_none_or(|status| row.status == status as u8)
+        self.takes_time(row.arrival_us) && self.status.is_none_or(|status| row.status == status as u8)
+    }
+
+    /// True for a moment that is wanted, microseconds since the epoch.
+    #[inline]
+    pub(crate) fn takes_time(&self, arrival_us: u64) -> bool {
+        self.since_us.is_none_or(|since| arrival_us >= since) && self.until_us.is_none_or(|until| arrival_us < until)
+    }
+
+    /// True when every row of the segment arrived at a moment that is wanted.
+    pub(crate) fn takes_every_time(&self, meta: &SegmentMeta) -> bool {
+        self.takes_time(meta.first_us) && self.takes_time(meta.last_us)
+    }
+
+    /// True when every row of the segment is wanted.
+    pub(crate) fn takes_all(&self, meta: &SegmentMeta) -> bool {
+        self.status.is_none() && self.takes_every_time(meta)
     }
 
     /// False when no row of the segment can be wanted.

@@ -6,7 +6,8 @@ use crate::journal::JournalFile;
 use crate::journal_format::{CELL, COMMITTED_END_OFFSET, Cell, FIRST_CELL, JournalHeader, Parsed, committed_end, parse, row_sequence};
 use crate::log::{LogCounters, LogSettings, Trouble};
 use crate::mapping::{MappedFile, memory_file};
-use crate::segment::{Columns, LoggedRow, SEGMENT_ROWS_MAX, SegmentMeta, segment_name, utc_day};
+use crate::segment::{Columns, LoggedRow, ROW_BYTES, SEGMENT_ROWS_MAX, SegmentMeta, segment_name, utc_day};
+use crate::segment_writer::DIRECT_FROM_BYTES;
 use crate::storage::{Disk, Storage};
 use crate::store::{self, meta_path, native_path};
 use crate::sync::{DiskFile, SyncFile, Syncer, preamble};
@@ -588,9 +589,12 @@ impl<S: Storage> Sealer<S> {
         let native_tmp = dir.join(format!("{}.native.tmp", segment_name(seg)));
         let meta_tmp = dir.join(format!("{}.meta.tmp", segment_name(seg)));
 
-        let file = self.storage.create(&native_tmp).map_err(LogError::io("create", &native_tmp))?;
+        let is_large = (self.columns.rows() * ROW_BYTES) as u64 >= DIRECT_FROM_BYTES;
+        let created =
+            if is_large { self.storage.create_direct(&native_tmp) } else { self.storage.create(&native_tmp).map(|file| (file, false)) };
+        let (file, is_direct) = created.map_err(LogError::io("create", &native_tmp))?;
         pass("seal.native_created");
-        let meta = self.columns.write(&*self.storage, &file, &native_tmp, seg, dimensions_end)?;
+        let meta = self.columns.write(&*self.storage, &file, &native_tmp, is_direct, seg, dimensions_end)?;
         pass("seal.native_written");
         self.storage.fsync(&file).map_err(LogError::io("fsync", &native_tmp))?;
         pass("seal.native_synced");

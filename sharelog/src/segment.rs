@@ -1,7 +1,7 @@
 //! A sealed segment: `NAME.native` is exactly one ClickHouse Native block, `NAME.meta` says what stands in it and which part of the journal it covers.
-use crate::content_hash::ContentHash;
 use crate::error::LogError;
 use crate::journal_format::row_sequence;
+use crate::segment_writer::{SegmentWriter, Staging};
 use crate::storage::Storage;
 use otedama_primitives::{ShareRow, ShareStatus};
 use serde::{Deserialize, Serialize};
@@ -11,12 +11,14 @@ use std::path::Path;
 /// Most rows of a segment: one insert, one block, one part on the server.
 pub const SEGMENT_ROWS_MAX: u32 = 524_288;
 
+/// Rows that are laid out as columns at a time: 4 KiB.
+const TRANSPOSED_ROWS: usize = 64;
+/// Rows of smaller batches are gathered until there are so many.
+const GATHERED_ROWS: usize = 4 * TRANSPOSED_ROWS;
+
 const STATUS_TYPE: &str = "Enum8('accepted' = 0, 'stale' = 1, 'duplicate' = 2, 'low_difficulty' = 3, 'bad_time' = 4, 'bad_version' = 5, \
      'malformed' = 6, 'unauthorized' = 7, 'overload' = 8)";
 const COIN_TYPE: &str = "Enum8('bitcoin' = 0)";
-
-/// Bytes that wait for a write of their own.
-const STAGED: usize = 1 << 16;
 
 /// Name, ClickHouse type and bytes per row of every column, in the order of the block. Types are of the subset that servers from 18.16 on take.
 pub const COLUMNS: [(&str, &str, usize); 18] = [
@@ -163,6 +165,9 @@ pub(crate) struct Columns {
     instance: Vec<u16>,
     seg: Vec<u64>,
     seq: Vec<u32>,
+    /// Rows that no column has yet, fewer than `GATHERED_ROWS`.
+    pending: Vec<ShareRow>,
+    staging: Staging,
     pub(crate) run_prefix: u32,
     pub(crate) by_status: [u64; 9],
     pub(crate) work_sum: u128,
@@ -174,10 +179,11 @@ pub(crate) struct Columns {
 
 impl Columns {
     pub(crate) fn rows(&self) -> usize {
-        self.time.len()
+        self.time.len() + self.pending.len()
     }
 
     pub(crate) fn clear(&mut self) {
+        self.pending.clear();
         self.time.clear();
         self.us.clear();
         self.session.clear();
@@ -227,38 +233,74 @@ impl Columns {
             Some(range) if range.file == file && range.end == first_row => (range.end, range.cell) = (end, cell),
             _ => self.ranges.push(JournalRange { file, first: first_row, end, cell }),
         }
+        if self.pending.is_empty() && rows.len() >= GATHERED_ROWS {
+            self.take(rows);
+            return;
+        }
+        // Small batches are gathered first: a column wants more than some rows at a time.
+        self.pending.extend_from_slice(rows);
+        if self.pending.len() >= GATHERED_ROWS {
+            self.take_pending();
+        }
+    }
+
+    fn take_pending(&mut self) {
+        let pending = std::mem::take(&mut self.pending);
+        self.take(&pending);
+        self.pending = pending;
+        self.pending.clear();
+    }
+
+    /// Lays rows out as columns, so few at a time that they stay in the first-level cache while every column is taken from them.
+    fn take(&mut self, rows: &[ShareRow]) {
         let prefix = self.run_prefix;
-        self.time.extend(rows.iter().map(|row| u32::try_from(row.arrival_us / 1_000_000).unwrap_or(u32::MAX)));
-        self.us.extend(rows.iter().map(|row| (row.arrival_us % 1_000_000) as u32));
-        self.session.extend(rows.iter().map(|row| full_id(prefix, row.session)));
-        self.worker.extend(rows.iter().map(|row| row.worker));
-        self.job.extend(rows.iter().map(|row| full_id(prefix, row.job)));
-        self.coin.extend(rows.iter().map(|row| row.coin));
-        self.status.extend(rows.iter().map(|row| row.status));
-        self.flags.extend(rows.iter().map(|row| row.flags));
-        self.work.extend(rows.iter().map(|row| row.work));
-        self.share_difficulty.extend(rows.iter().map(|row| row.share_difficulty));
-        self.nonce.extend(rows.iter().map(|row| row.nonce));
-        self.ntime.extend(rows.iter().map(|row| row.ntime));
-        self.version.extend(rows.iter().map(|row| row.version));
-        self.extranonce2.extend(rows.iter().map(|row| row.extranonce2));
-        self.latency_us.extend(rows.iter().map(|row| row.latency_us));
-        let (mut work, mut credited) = (0u128, 0u128);
+        for rows in rows.chunks(TRANSPOSED_ROWS) {
+            self.time.extend(rows.iter().map(|row| u32::try_from(row.arrival_us / 1_000_000).unwrap_or(u32::MAX)));
+            self.us.extend(rows.iter().map(|row| (row.arrival_us % 1_000_000) as u32));
+            self.session.extend(rows.iter().map(|row| full_id(prefix, row.session)));
+            self.worker.extend(rows.iter().map(|row| row.worker));
+            self.job.extend(rows.iter().map(|row| full_id(prefix, row.job)));
+            self.coin.extend(rows.iter().map(|row| row.coin));
+            self.status.extend(rows.iter().map(|row| row.status));
+            self.flags.extend(rows.iter().map(|row| row.flags));
+            self.work.extend(rows.iter().map(|row| row.work));
+            self.share_difficulty.extend(rows.iter().map(|row| row.share_difficulty));
+            self.nonce.extend(rows.iter().map(|row| row.nonce));
+            self.ntime.extend(rows.iter().map(|row| row.ntime));
+            self.version.extend(rows.iter().map(|row| row.version));
+            self.extranonce2.extend(rows.iter().map(|row| row.extranonce2));
+            self.latency_us.extend(rows.iter().map(|row| row.latency_us));
+            self.sum(rows);
+        }
+    }
+
+    /// Adds to the sums of the meta.
+    fn sum(&mut self, rows: &[ShareRow]) {
+        let accepted = ShareStatus::Accepted as u8;
+        let (all, others) = rows.iter().fold((0, 0), |(all, others), row| (all | row.work, others | (row.status ^ accepted)));
+        // 64 summands under 2^58 stay under 2^64.
+        let work: u128 = if all >> 58 == 0 {
+            u128::from(rows.iter().map(|row| row.work).sum::<u64>())
+        } else {
+            rows.iter().map(|row| u128::from(row.work)).sum()
+        };
+        self.work_sum += work;
+        if others == 0 {
+            self.work_credited += work;
+            self.by_status[accepted as usize] += rows.len() as u64;
+            return;
+        }
         for row in rows {
-            work += u128::from(row.work);
-            if row.status == ShareStatus::Accepted as u8 {
-                credited += u128::from(row.work);
-            }
+            self.work_credited += u128::from(if row.status == accepted { row.work } else { 0 });
             if let Some(count) = self.by_status.get_mut(usize::from(row.status)) {
                 *count += 1;
             }
         }
-        self.work_sum += work;
-        self.work_credited += credited;
     }
 
     /// Gives the bytes of the block, piece by piece.
     fn block(&mut self, seg: u64, mut sink: impl FnMut(&[u8]) -> Result<(), LogError>) -> Result<(), LogError> {
+        self.take_pending();
         let rows = self.rows();
         let mut header = Vec::with_capacity(64);
         push_varint(&mut header, COLUMNS.len() as u64);
@@ -300,39 +342,22 @@ impl Columns {
         Ok(())
     }
 
-    /// Writes the block into `file` and returns what its meta says of it.
+    /// Writes the block into `file` (`is_direct`: which takes aligned pieces, past the page cache) and returns what its meta says of it.
     pub(crate) fn write<S: Storage>(
         &mut self,
         storage: &S,
         file: &File,
         path: &Path,
+        is_direct: bool,
         seg: u64,
         dimensions_end: u64,
     ) -> Result<SegmentMeta, LogError> {
-        let mut offset = 0u64;
-        let mut crc = 0u32;
-        let mut hash = ContentHash::new();
-        let mut staged: Vec<u8> = Vec::with_capacity(STAGED);
-        self.block(seg, |bytes| {
-            // Pieces that stay in the cache between the two sums and the copy into the page cache.
-            for piece in bytes.chunks(1 << 17) {
-                crc = crc32c::crc32c_append(crc, piece);
-                hash.update(piece);
-                // Column headers and small columns share a write; a small segment is one write.
-                if staged.len() + piece.len() <= STAGED {
-                    staged.extend_from_slice(piece);
-                    continue;
-                }
-                for part in [staged.as_slice(), piece] {
-                    storage.write_all_at(file, offset, part).map_err(LogError::io("write", path))?;
-                    offset += part.len() as u64;
-                }
-                staged.clear();
-            }
-            Ok(())
-        })?;
-        storage.write_all_at(file, offset, &staged).map_err(LogError::io("write", path))?;
-        offset += staged.len() as u64;
+        let mut staging = std::mem::take(&mut self.staging);
+        let mut writer = SegmentWriter::new(storage, file, path, is_direct, &mut staging);
+        let pushed = self.block(seg, |bytes| writer.push(bytes));
+        let written = pushed.and_then(|()| writer.finish());
+        self.staging = staging;
+        let written = written?;
         Ok(SegmentMeta {
             name: segment_name(seg),
             seg,
@@ -342,9 +367,9 @@ impl Columns {
             work_credited: self.work_credited,
             first_us: self.first_us,
             last_us: self.last_us,
-            native_bytes: offset,
-            crc32c: crc,
-            content_hash: hash.finish(),
+            native_bytes: written.bytes,
+            crc32c: written.crc32c,
+            content_hash: written.content_hash,
             dimensions_end,
             run_prefix: self.run_prefix,
             journal: self.ranges.clone(),
@@ -584,7 +609,7 @@ impl<'a> SegmentBlock<'a> {
     }
 }
 
-fn take_varint(bytes: &mut &[u8]) -> Option<u64> {
+pub(crate) fn take_varint(bytes: &mut &[u8]) -> Option<u64> {
     let mut value = 0u64;
     for shift in (0..63).step_by(7) {
         let (&byte, rest) = bytes.split_first()?;
@@ -597,7 +622,7 @@ fn take_varint(bytes: &mut &[u8]) -> Option<u64> {
     None
 }
 
-fn take_text<'a>(bytes: &mut &'a [u8]) -> Option<&'a [u8]> {
+pub(crate) fn take_text<'a>(bytes: &mut &'a [u8]) -> Option<&'a [u8]> {
     let length = usize::try_from(take_varint(bytes)?).ok()?;
     let (text, rest) = bytes.split_at_checked(length)?;
     *bytes = rest;

@@ -1,10 +1,11 @@
 //! `otedama shares`: rows summed by keys, straight from the log.
 use crate::dimensions::DimensionReader;
 use crate::error::LogError;
+use crate::group_by;
 use crate::id_map::IdMap;
 use crate::records::DimensionEntry;
 use crate::scan::{Filter, snapshot};
-use crate::segment::{LoggedRow, SegmentBlock};
+use crate::segment::LoggedRow;
 use crate::store::SegmentStore;
 use crate::utc::{day_text, utc_text};
 use otedama_primitives::ShareStatus;
@@ -50,7 +51,7 @@ impl Key {
     }
 
     #[inline]
-    fn of(self, row: &LoggedRow) -> u64 {
+    pub(crate) fn of(self, row: &LoggedRow) -> u64 {
         match self {
             Self::Worker => row.worker,
             Self::Minute => row.arrival_us / 60_000_000,
@@ -116,13 +117,6 @@ pub fn parse_where(text: &str) -> Result<ShareStatus, String> {
     ShareStatus::from_label(label).ok_or_else(|| format!("no status {label:?}; there are {}", labels()))
 }
 
-#[derive(Clone, Copy, Default)]
-struct Sums {
-    shares: u64,
-    work: u128,
-    credited: u128,
-}
-
 /// Sums of one combination of keys.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct GroupRow {
@@ -147,15 +141,20 @@ pub struct Table {
     pub damaged: Vec<String>,
 }
 
-/// Sums the rows of the log in `dir` that `filter` takes. Each key may stand once.
+/// Sums the rows of the log in `dir` that `filter` takes, on every core that this process may use. Each key may stand once.
 pub fn group(dir: &Path, by: &[Key], filter: &Filter) -> Result<Table, LogError> {
+    group_on(dir, by, filter, std::thread::available_parallelism().map_or(1, usize::from))
+}
+
+/// As `group`, on so many threads at the most; one segment is for one of them.
+pub fn group_on(dir: &Path, by: &[Key], filter: &Filter, threads: usize) -> Result<Table, LogError> {
     match by.len() {
-        0 => group_by(dir, &[], by, filter),
-        1 => group_by(dir, &first_of::<1>(by), by, filter),
-        2 => group_by(dir, &first_of::<2>(by), by, filter),
-        3 => group_by(dir, &first_of::<3>(by), by, filter),
-        4 => group_by(dir, &first_of::<4>(by), by, filter),
-        _ => group_by(dir, &first_of::<8>(by), by, filter),
+        0 => group_by(dir, &[], by, filter, threads),
+        1 => group_by(dir, &first_of::<1>(by), by, filter, threads),
+        2 => group_by(dir, &first_of::<2>(by), by, filter, threads),
+        3 => group_by(dir, &first_of::<3>(by), by, filter, threads),
+        4 => group_by(dir, &first_of::<4>(by), by, filter, threads),
+        _ => group_by(dir, &first_of::<8>(by), by, filter, threads),
     }
 }
 
@@ -164,37 +163,17 @@ fn first_of<const N: usize>(by: &[Key]) -> [Key; N] {
     std::array::from_fn(|index| by.get(index).or(by.first()).copied().unwrap_or(Key::Coin))
 }
 
-fn group_by<const N: usize>(dir: &Path, keys: &[Key; N], by: &[Key], filter: &Filter) -> Result<Table, LogError> {
-    let mut groups: IdMap<[u64; N], Sums> = IdMap::default();
-    let mut add = |row: &LoggedRow| {
-        if filter.takes(row) {
-            let sums = groups.entry(keys.map(|key| key.of(row))).or_default();
-            sums.shares += 1;
-            sums.work += u128::from(row.work);
-            if row.status == ShareStatus::Accepted as u8 {
-                sums.credited += u128::from(row.work);
-            }
-        }
-    };
+fn group_by<const N: usize>(dir: &Path, keys: &[Key; N], by: &[Key], filter: &Filter, threads: usize) -> Result<Table, LogError> {
     let (metas, unsealed) = snapshot(dir)?;
     let store = SegmentStore::open(dir)?;
-    let mut bytes = Vec::new();
-    let mut damaged = Vec::new();
-    for meta in metas.iter().filter(|meta| filter.may_take(meta)) {
-        match store.read_native(meta, &mut bytes) {
-            Ok(true) => match SegmentBlock::parse(&bytes) {
-                Ok(block) => (0..block.rows()).for_each(|row| add(&block.row(row))),
-                Err(what) => damaged.push(LogError::damaged(&store.native_path(meta), what).to_string()),
-            },
-            Ok(false) => {}
-            Err(error @ LogError::Damaged { .. }) => damaged.push(error.to_string()),
-            Err(error) => return Err(error),
-        }
+    let wanted: Vec<_> = metas.iter().filter(|meta| filter.may_take(meta)).collect();
+    let (mut groups, damaged) = group_by::segments(&store, &wanted, keys, filter, threads)?;
+    for row in unsealed.iter().filter(|row| filter.takes(row)) {
+        groups.add(&group_by::keys_of(keys, row), row.work, row.status);
     }
-    unsealed.iter().for_each(add);
 
     let names = if by.contains(&Key::Worker) { worker_names(dir)? } else { IdMap::default() };
-    let mut sorted: Vec<_> = groups.into_iter().collect();
+    let mut sorted: Vec<_> = groups.into_groups().collect();
     sorted.sort_unstable_by_key(|(values, _)| *values);
     let mut rows: Vec<GroupRow> = sorted
         .into_iter()

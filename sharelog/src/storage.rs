@@ -1,13 +1,24 @@
 //! The operations on files that decide about loss, behind a trait: tests inject full disks, failed syncs and short writes.
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
 /// Writes to the folder of the log. Reads go straight to the files: they lose nothing.
 pub trait Storage: Send + Sync + 'static {
     /// Creates or empties `path` for reading and writing.
     fn create(&self, path: &Path) -> io::Result<File>;
+    /// As `create`, for a file that is written once and in order. True beside it: writes go past the page cache, and their addresses, lengths and offsets have to be
+    /// multiples of 4096 until `end_direct`.
+    fn create_direct(&self, path: &Path) -> io::Result<(File, bool)> {
+        self.create(path).map(|file| (file, false))
+    }
+    /// From here on the file takes any bytes, through the page cache.
+    fn end_direct(&self, file: &File) -> io::Result<()> {
+        let _ = file;
+        Ok(())
+    }
     /// Reserves `bytes` of disk, so that later stores into the range cannot meet a full disk. The file has at least this size afterwards.
     fn fallocate(&self, file: &File, bytes: u64) -> io::Result<()>;
     /// Writes at `offset` and returns how many bytes were taken, as `pwrite` does: possibly fewer than given.
@@ -49,6 +60,21 @@ pub struct Disk;
 impl Storage for Disk {
     fn create(&self, path: &Path) -> io::Result<File> {
         OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path)
+    }
+
+    fn create_direct(&self, path: &Path) -> io::Result<(File, bool)> {
+        let direct = OFlags::DIRECT.bits() as i32;
+        match OpenOptions::new().read(true).write(true).create(true).truncate(true).custom_flags(direct).open(path) {
+            Ok(file) => Ok((file, true)),
+            // A file system without direct writes, such as an older tmpfs.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok((self.create(path)?, false)),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn end_direct(&self, file: &File) -> io::Result<()> {
+        let flags = fcntl_getfl(file)?;
+        Ok(fcntl_setfl(file, flags - OFlags::DIRECT)?)
     }
 
     fn fallocate(&self, file: &File, bytes: u64) -> io::Result<()> {
