@@ -1,18 +1,22 @@
 //! kill -9 at any moment under load: one ledger of the miners over all boots, and afterwards every accepted entry of it stands in the log, once.
 mod support;
 
+use loadgen::engine::EngineConfig;
 use loadgen::farm::{Farm, FarmConfig};
 use loadgen::ledger::LedgerSink;
 use loadgen::random;
+use loadgen::run::RunConfig;
+use loadgen::session::Behaviour;
 use otedama_primitives::{Dimension, RunId, ShareRow, ShareStatus};
 use otedama_sharelog::scan::{Filter, rows};
 use otedama_sharelog::{DIMENSIONS_START, DimensionEntry, DimensionReader, LogSettings, LoggedRow, ShareLog};
+use rustix::process::{Pid, Signal, kill_process};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use support::{Config, Site, alone, eventually, ledger_counts, port_out_of_the_way, size, verify};
+use support::{Config, PATIENCE, Server, Site, alone, eventually, ledger_counts, port_out_of_the_way, size, verify};
 
 /// Every value of a sorted list that has less than one in a hundred above it.
 fn p99(sorted: &[f64]) -> f64 {
@@ -94,6 +98,91 @@ fn no_accepted_share_is_lost_or_doubled_by_any_kill() {
     );
 
     the_check_goes_red(&site);
+}
+
+/// Keeps a server from answering, so that shares are open at its death.
+fn freeze(server: &Server) {
+    let pid = i32::try_from(server.pid()).ok().and_then(Pid::from_raw).expect("a process");
+    kill_process(pid, Signal::STOP).expect("SIGSTOP");
+}
+
+#[test]
+fn shares_open_at_a_kill_stand_in_the_ledger_as_unanswered() {
+    let _turn = alone();
+    let site = Site::new(Config::default());
+    let server = site.serve();
+    let connections = 32;
+    let farm = FarmConfig { connections, reconnect: false, ledger: LedgerSink::File(site.ledger()), ..FarmConfig::new(server.stratum) };
+    let farm = Farm::start(farm, Arc::default()).expect("farm");
+    let live = farm.live().clone();
+    let read = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+    assert!(eventually(|| read(&live.accepted) > 1_000), "the farm mines");
+    freeze(&server);
+    let mut before = 0;
+    assert!(
+        eventually(|| {
+            std::thread::sleep(Duration::from_millis(200));
+            read(&live.sent) == std::mem::replace(&mut before, read(&live.sent))
+        }),
+        "a closed loop waits for answers"
+    );
+    let (sent, accepted) = (read(&live.sent), read(&live.accepted));
+    assert!(sent - accepted >= connections as u64, "every connection has shares in flight: {sent} sent, {accepted} accepted");
+    server.kill();
+    let error = farm.join().expect_err("nobody is there any more");
+    assert!(error.to_string().contains("every connection"), "{error}");
+    let (by_status, unanswered) = ledger_counts(&site.ledger());
+    assert_eq!((by_status[0], by_status.iter().sum::<u64>(), unanswered), (accepted, accepted, sent - accepted));
+    assert_eq!(read(&live.unanswered), unanswered);
+
+    // The next boot seals what the killed one had logged; nothing that was accepted is missing there.
+    site.serve().stop();
+    let logged = site.verified_clean();
+    assert!(logged[0] >= accepted && logged.iter().sum::<u64>() <= sent, "{logged:?} of {sent}");
+    site.assert_no_panic();
+}
+
+#[test]
+fn an_open_loop_books_what_a_kill_left_open_and_says_when_every_worker_is_back() {
+    let _turn = alone();
+    let listen = SocketAddr::from(([127, 0, 0, 1], port_out_of_the_way()));
+    let site = Site::new(Config { listen, ..Config::default() });
+    let first = site.serve();
+    let behaviour = Behaviour { open_loop: true, workers_per_connection: 50, ..Behaviour::default() };
+    let engine = EngineConfig {
+        connections: 20,
+        behaviour,
+        reconnect: true,
+        ledger: LedgerSink::File(site.ledger()),
+        rate_shares_per_s: 2_000.0,
+        ..EngineConfig::new(listen)
+    };
+    let config = RunConfig { window: PATIENCE, warmup: Duration::ZERO, set_up_limit: PATIENCE, ..RunConfig::new(engine) };
+    let stop = AtomicBool::new(false);
+    let (report, server) = std::thread::scope(|scope| {
+        let running = scope.spawn(|| loadgen::run::run(config, &stop).expect("the load generator"));
+        let mut server = first;
+        for _ in 0..2 {
+            let accepted = |server: &Server| server.stats()["shares"]["accepted"].as_u64() > Some(500);
+            assert!(eventually(|| accepted(&server)), "shares are accepted");
+            freeze(&server);
+            // Its miners go on by their clock.
+            std::thread::sleep(Duration::from_millis(500));
+            server.kill();
+            server = site.serve();
+            assert!(eventually(|| accepted(&server)), "shares are accepted again");
+        }
+        stop.store(true, Ordering::Relaxed);
+        (running.join().expect("the load generator"), server)
+    });
+    let totals = &report.totals;
+    assert_eq!((totals.wrong, totals.disconnects, report.outages_s.len()), (0, 40, 2), "{}", report.table());
+    assert!(totals.unanswered > 0 && totals.missed > 0, "{}", report.table());
+    assert_eq!(totals.submits, totals.answered() + totals.unanswered);
+    assert_eq!(ledger_counts(&site.ledger()), (totals.by_status, totals.unanswered));
+    server.stop();
+    site.verified_clean();
+    site.assert_no_panic();
 }
 
 fn problems_of(log: &Path, ledger: &Path) -> Vec<String> {

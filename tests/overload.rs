@@ -16,7 +16,7 @@ use loadgen::session::Behaviour;
 use mock::{Act, Mock};
 use otedama_kernels::sha256d::scalar::sha256d;
 use otedama_pipeline::stages::{DUPLICATE_TABLE_BYTES, DUPLICATE_TABLES};
-use otedama_primitives::{decode_hex, flags};
+use otedama_primitives::{ShareStatus, decode_hex, flags};
 use otedama_sharelog::scan::{Filter, rows};
 use rustix::net::sockopt::set_socket_recv_buffer_size;
 use rustix::net::{AddressFamily, SocketType, connect, socket};
@@ -366,6 +366,22 @@ fn at_three_times_saturation_blocks_go_out_at_once_and_nothing_that_was_read_is_
         seen.unread_us,
         seen.step,
         seen.doubled
+    );
+    let bytes = |kib: u64| kib << 10;
+    let refused: serde_json::Map<String, Value> =
+        ShareStatus::ALL.into_iter().skip(1).map(|status| (status.label().to_owned(), totals.by_status[status as usize].into())).collect();
+    // `cargo xtask figures network --part overload` reads this line.
+    println!(
+        "figures: {}",
+        json!({
+            "seconds": seconds, "saturation_shares_per_s": saturated.measured().shares_per_s(), "offered_shares_per_s": rate,
+            "sent_shares": totals.submits, "accepted_shares": totals.accepted, "unanswered_shares": totals.unanswered,
+            "refused": refused, "disconnects": totals.disconnects,
+            "rss_first_bytes": bytes(rss_before_kib), "rss_last_bytes": bytes(seen.rss_anon_kib.last().copied().unwrap_or(0)),
+            "rss_most_bytes": bytes(most(&seen.rss_anon_kib)), "unread_us_most": seen.unread_us, "step_most": seen.step,
+            "candidates": took_us.len(), "submit_us_p50": quantile(&took_us, 2), "submit_us_p999": quantile(&took_us, 1000),
+            "submit_us_max": took_us.last().copied().unwrap_or(0),
+        })
     );
     println!(
         "{} candidates at submitblock (of {} found): read to the node's first byte, us: p50 {} p99 {} p99.9 {} max {}; to the start of submitblock at most {handed_ms:.2} ms",

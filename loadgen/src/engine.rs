@@ -43,6 +43,8 @@ const BETWEEN_LOOKS: usize = 8;
 const WAKE_UP_US: u64 = 60;
 /// Event token of the timer; connections count from 0.
 const TIMER: Token = Token(usize::MAX);
+/// Outages that are remembered: a connection that flaps fills no memory.
+const OUTAGES_KEPT: usize = 1_000;
 /// Connections from which on an end is a reset: TIME_WAIT would fill the table of ports.
 const RESET_FROM: usize = 5_000;
 
@@ -250,6 +252,9 @@ pub struct Engine {
     /// Part of `blocked` that was spun through.
     spun: Duration,
     schedule: Option<Schedule>,
+    /// When the first connection of a complete farm broke, while it is not complete again.
+    incomplete_since: Option<Instant>,
+    outages_s: Vec<f64>,
     ledger_flushed: Instant,
     trouble: String,
     live: Option<Arc<LiveCounters>>,
@@ -287,6 +292,8 @@ impl Engine {
             retries: (0..config.connections).map(|index| (now + step.mul_f64(index as f64), index)).collect(),
             schedule,
             spun: Duration::ZERO,
+            incomplete_since: None,
+            outages_s: Vec::new(),
             config,
             poll,
             events: Events::with_capacity(1024),
@@ -313,6 +320,12 @@ impl Engine {
     /// Connections that are authorized and have a job.
     pub fn ready(&self) -> usize {
         self.ready
+    }
+
+    /// For each time that connections of a complete farm broke: seconds from the first of them until every worker of every connection was authorized again and
+    /// had a job. The first `OUTAGES_KEPT`; one that lasts still is not among them.
+    pub fn outages_s(&self) -> &[f64] {
+        &self.outages_s
     }
 
     /// Hashes that the first connection needs for a share on average; None where nothing is mined.
@@ -734,6 +747,12 @@ impl Engine {
                 connection.paced_from = Instant::now();
                 connection.paced_sent = 0;
                 self.ready += 1;
+                if self.ready == self.connections.len()
+                    && let Some(since) = self.incomplete_since.take()
+                    && self.outages_s.len() < OUTAGES_KEPT
+                {
+                    self.outages_s.push(since.elapsed().as_secs_f64());
+                }
             }
             // A read that did not fill the buffer has emptied an edge-triggered stream (epoll(7)): no second read to be told so.
             if count < space && !to_end {
@@ -766,6 +785,9 @@ impl Engine {
         connection.session.abandon(&mut self.shared);
         if connection.is_counted_ready {
             connection.is_counted_ready = false;
+            if self.ready == self.connections.len() {
+                self.incomplete_since = Some(Instant::now());
+            }
             self.ready -= 1;
         }
         if self.config.reconnect || setting_up {

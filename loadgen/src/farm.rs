@@ -123,11 +123,14 @@ fn work(config: FarmConfig, live: &Arc<LiveCounters>, stop: &AtomicBool) -> Resu
     engine.publish_to(Arc::clone(live));
     engine.shared.latencies.recording = true;
     let started = Instant::now();
-    engine.set_up(SET_UP, true, stop)?;
     // A year: the stop flag is what ends it.
-    engine.pump(started + Duration::from_secs(365 * 86_400), stop)?;
+    let worked = engine.set_up(SET_UP, true, stop).and_then(|()| engine.pump(started + Duration::from_secs(365 * 86_400), stop));
     let seconds = started.elapsed().as_secs_f64();
-    engine.drain(DRAIN)?;
+    if let Err(error) = worked.and_then(|()| engine.drain(DRAIN)) {
+        // The ledger knows what was sent and answered until then: it is the witness of a server that died.
+        engine.finish()?;
+        return Err(error);
+    }
     let ledger = engine.finish()?;
     // Relaxed: written by this thread.
     let first_us = live.first_accepted_us.load(Ordering::Relaxed);

@@ -449,6 +449,7 @@ fn load(args: &RunArgs) -> Result<ExitCode, Failure> {
     };
     let stop = stop_flag()?;
     if let Some(part) = args.part {
+        end_with_parent().map_err(|error| Failure::environment(format!("cannot end with the process that started this one: {error}")))?;
         let config = part_of(config, part as usize, args.processes as usize);
         let report = run_when(config, &stop, |_| wait_for_start()).map_err(Failure::environment)?;
         println!("{}", serde_json::to_string(&PartResult::of(&report)).map_err(Failure::environment)?);
@@ -468,6 +469,17 @@ fn load(args: &RunArgs) -> Result<ExitCode, Failure> {
     };
     say(args, &report, out.as_ref())?;
     Ok(if report.is_finding() { ExitCode::from(1) } else { ExitCode::SUCCESS })
+}
+
+/// A farm of several processes is one thing: when the first one is killed the others get a SIGTERM, and do not go on loading a server for nobody.
+#[cfg(target_os = "linux")]
+fn end_with_parent() -> std::io::Result<()> {
+    Ok(rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))?)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn end_with_parent() -> std::io::Result<()> {
+    Ok(())
 }
 
 fn say(args: &RunArgs, report: &RunReport, out: Option<&OutFolder>) -> Result<(), Failure> {

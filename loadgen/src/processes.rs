@@ -43,7 +43,7 @@ pub struct PartResult {
     /// Interval log of the lateness and the shares left behind, of an open loop.
     late: Option<(String, u64)>,
     set_up_s: f64,
-    storms_s: Vec<f64>,
+    outages_s: Vec<f64>,
     trouble: String,
 }
 
@@ -56,7 +56,7 @@ impl PartResult {
             latency: interval_log(&report.histogram, 0.0),
             late: report.lateness.as_ref().map(|late| (interval_log(&late.histogram, 0.0), late.behind)),
             set_up_s: report.set_up_s,
-            storms_s: report.storms_s.clone(),
+            outages_s: report.outages_s.clone(),
             trouble: report.trouble.clone(),
         }
     }
@@ -185,7 +185,7 @@ fn empty_report(config: &RunConfig, processes: usize) -> RunReport {
         histogram: empty_histogram(),
         lateness: None,
         set_up_s: 0.0,
-        storms_s: Vec::new(),
+        outages_s: Vec::new(),
         ledger: None,
         pairing: None,
         trouble: "none".into(),
@@ -216,10 +216,10 @@ fn merge(report: &mut RunReport, part: PartResult) -> Option<()> {
             }
         }
     }
-    for (index, storm) in part.storms_s.into_iter().enumerate() {
-        match report.storms_s.get_mut(index) {
-            None => report.storms_s.push(storm),
-            Some(longest) => *longest = longest.max(storm),
+    for (index, outage) in part.outages_s.into_iter().enumerate() {
+        match report.outages_s.get_mut(index) {
+            None => report.outages_s.push(outage),
+            Some(longest) => *longest = longest.max(outage),
         }
     }
     report.set_up_s = report.set_up_s.max(part.set_up_s);
@@ -268,13 +268,13 @@ mod tests {
                 client_cpu_s: 0.25,
                 blocked_s: 1.0,
             });
-            part.storms_s = vec![latency as f64];
+            part.outages_s = vec![latency as f64];
             let line = serde_json::to_string(&PartResult::of(&part)).expect("json");
             merge(&mut whole, serde_json::from_str(&line).expect("json")).expect("merge");
         }
         assert_eq!((whole.totals.submits, whole.totals.accepted, whole.histogram.len(), whole.histogram.max()), (40, 40, 40, 900));
         let window = whole.windows[0];
         assert_eq!((window.seconds, window.answered, window.server_cpu_s, window.client_cpu_s), (2.0, 40, Some(0.5), 0.5));
-        assert_eq!(whole.storms_s, [900.0]);
+        assert_eq!(whole.outages_s, [900.0]);
     }
 }

@@ -35,8 +35,8 @@ pub struct RunReport {
     pub lateness: Option<Lateness>,
     /// Time from the start until every connection was ready.
     pub set_up_s: f64,
-    /// For each storm the seconds until every connection was ready again.
-    pub storms_s: Vec<f64>,
+    /// For each time that connections broke, on purpose or not: seconds until every worker was authorized again; see `Engine::outages_s`.
+    pub outages_s: Vec<f64>,
     /// Text of a ledger that was kept in memory.
     pub ledger: Option<Vec<u8>>,
     /// With `against`.
@@ -215,8 +215,8 @@ impl RunReport {
             "connections",
             format!("{} came up in {:.2} s, {} broke (last trouble: {})", totals.connects, self.set_up_s, totals.disconnects, self.trouble),
         );
-        if let Some(text) = self.storms_text() {
-            row("storms", text);
+        if let Some(text) = self.outages_text() {
+            row("outages", text);
         }
         row(
             "submits",
@@ -309,13 +309,13 @@ impl RunReport {
         text
     }
 
-    fn storms_text(&self) -> Option<String> {
-        let median = median(&self.storms_s)?;
-        let longest = self.storms_s.iter().fold(0.0, |longest: f64, &storm| longest.max(storm));
-        let rate = self.config.engine.connections as f64 / median;
+    fn outages_text(&self) -> Option<String> {
+        let median = median(&self.outages_s)?;
+        let longest = self.outages_s.iter().fold(0.0, |longest: f64, &outage| longest.max(outage));
         Some(format!(
-            "{} times all connections broke; all ready again after {median:.3} s (median, {rate:.0} connections/s), {longest:.3} s at most",
-            self.storms_s.len()
+            "{} times connections broke; every worker of all {} authorized again after {median:.3} s (median), {longest:.3} s at most",
+            self.outages_s.len(),
+            self.config.engine.connections
         ))
     }
 
@@ -333,7 +333,7 @@ impl RunReport {
             object.insert("by_status".into(), by_status.into());
             object.insert("windows_shares_per_s".into(), self.windows.iter().map(|window| window.shares_per_s()).collect());
             object.insert("set_up_s".into(), self.set_up_s.into());
-            object.insert("storms_s".into(), self.storms_s.clone().into());
+            object.insert("outages_s".into(), self.outages_s.clone().into());
             object.insert("connects".into(), self.totals.connects.into());
             object.insert("disconnects".into(), self.totals.disconnects.into());
             object.insert("missed".into(), self.totals.missed.into());

@@ -209,9 +209,8 @@ pub fn run_when(config: RunConfig, stop: &AtomicBool, ready: impl FnOnce(f64) ->
 
     let mut windows = Vec::new();
     let mut pairing = None;
-    let mut storms_s = Vec::new();
     let loaded = match &mut other {
-        None => pump_windows(&config, &mut engine, server, &mut windows, &mut storms_s, stop),
+        None => pump_windows(&config, &mut engine, server, &mut windows, stop),
         Some((other, other_server)) => take_turns(&config, (&mut engine, server), (other, *other_server), stop).map(|(own, taken)| {
             windows.push(own);
             pairing = Some(taken);
@@ -230,6 +229,7 @@ pub fn run_when(config: RunConfig, stop: &AtomicBool, ready: impl FnOnce(f64) ->
         None => engine.shared.latencies.take(),
     };
     let lateness = engine.lateness().map(|(histogram, behind)| Lateness { histogram: histogram.clone(), behind });
+    let outages_s = engine.outages_s().to_vec();
     let totals = engine.shared.totals.clone();
     let pairing = match (other, pairing) {
         (Some((mut other, _)), Some((_, mut taken))) => {
@@ -241,7 +241,7 @@ pub fn run_when(config: RunConfig, stop: &AtomicBool, ready: impl FnOnce(f64) ->
         }
         _ => None,
     };
-    Ok(RunReport { config, totals, windows, histogram, lateness, set_up_s, storms_s, ledger, pairing, trouble, processes: 1 })
+    Ok(RunReport { config, totals, windows, histogram, lateness, set_up_s, outages_s, ledger, pairing, trouble, processes: 1 })
 }
 
 /// Warm-up and measured windows of a single target.
@@ -250,7 +250,6 @@ fn pump_windows(
     engine: &mut Engine,
     server: Option<ProcessClock>,
     windows: &mut Vec<Window>,
-    storms_s: &mut Vec<f64>,
     stop: &AtomicBool,
 ) -> Result<(), EngineError> {
     engine.pump(Instant::now() + config.warmup, stop)?;
@@ -260,21 +259,15 @@ fn pump_windows(
         }
         let mark = Mark::now(engine, server);
         engine.shared.latencies.recording = true;
-        pump_through_storms(config, engine, mark.at + config.window, storms_s, stop)?;
+        pump_through_storms(config, engine, mark.at + config.window, stop)?;
         engine.shared.latencies.recording = false;
         windows.push(mark.window(engine, server));
     }
     Ok(())
 }
 
-/// Load until `until`; with storms, every connection breaks at once every so often, and the time until the last is ready again is noted in seconds.
-fn pump_through_storms(
-    config: &RunConfig,
-    engine: &mut Engine,
-    until: Instant,
-    storms_s: &mut Vec<f64>,
-    stop: &AtomicBool,
-) -> Result<(), EngineError> {
+/// Load until `until`; with storms, every connection breaks at once every so often, and all of them come back before the next time.
+fn pump_through_storms(config: &RunConfig, engine: &mut Engine, until: Instant, stop: &AtomicBool) -> Result<(), EngineError> {
     let Some(every) = config.storm_every else { return engine.pump(until, stop) };
     loop {
         engine.pump(until.min(Instant::now() + every), stop)?;
@@ -290,7 +283,6 @@ fn pump_through_storms(
             }
             engine.pump(Instant::now() + Duration::from_millis(2), stop)?;
         }
-        storms_s.push(broken.elapsed().as_secs_f64());
     }
 }
 

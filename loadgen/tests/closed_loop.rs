@@ -151,6 +151,9 @@ fn a_farm_that_reconnects_books_what_was_cut_off_and_goes_on() {
     assert!(report.totals.unanswered >= 20, "{}", report.table());
     assert_eq!(report.totals.submits, report.totals.accepted + report.totals.rejected_count() + report.totals.unanswered);
     assert!(!report.is_finding());
+    // One that breaks while another is down prolongs the outage; none is shorter than the wait before the next attempt.
+    assert!((1..=report.totals.disconnects as usize).contains(&report.outages_s.len()), "{}", report.table());
+    assert!(report.outages_s.iter().all(|&outage_s| outage_s >= 0.02), "{:?}", report.outages_s);
     let rows = ledger_rows(&report);
     assert_eq!(rows.len() as u64, report.totals.submits);
     assert_eq!(rows.iter().filter(|row| row[7] == "unanswered").count() as u64, report.totals.unanswered);

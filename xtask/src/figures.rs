@@ -3,6 +3,7 @@
 //! Two servers that are compared run in turn, never one after the other's whole series: clock speed drifts, and a ratio inside of one pair does not.
 mod drivers;
 mod log;
+mod network;
 mod suites;
 
 use crate::Failure;
@@ -25,6 +26,7 @@ enum Topic {
     Sql,
     Loadgen,
     Parser,
+    Network,
 }
 
 /// A topic with its sizes.
@@ -34,6 +36,8 @@ pub struct Request {
     runs: usize,
     seconds: u32,
     build: bool,
+    /// Of the topic `network`: what is measured, in this order.
+    parts: Vec<network::Part>,
 }
 
 impl Request {
@@ -49,9 +53,10 @@ impl Request {
             "sql" => (Topic::Sql, 5, 0),
             "loadgen" => (Topic::Loadgen, 20, 20),
             "parser" => (Topic::Parser, 5, 0),
+            "network" => (Topic::Network, 5, 5),
             other => return Err(Failure::Usage(format!("there is no topic {other}"))),
         };
-        let mut request = Self { topic, runs, seconds, build: true };
+        let mut request = Self { topic, runs, seconds, build: true, parts: Vec::new() };
         let mut words = words.iter();
         while let Some(word) = words.next() {
             let mut number = || words.next().and_then(|value| value.parse::<u32>().ok()).filter(|value| (1..=1000).contains(value));
@@ -59,8 +64,16 @@ impl Request {
                 "--runs" => request.runs = number().ok_or_else(|| Failure::Usage("--runs wants 1 to 1000".to_owned()))? as usize,
                 "--seconds" => request.seconds = number().ok_or_else(|| Failure::Usage("--seconds wants 1 to 1000".to_owned()))?,
                 "--no-build" => request.build = false,
+                "--part" if request.topic == Topic::Network => {
+                    let part = words.next().and_then(|name| network::Part::parse(name));
+                    let names = network::Part::ALL.map(network::Part::name).join(", ");
+                    request.parts.push(part.ok_or_else(|| Failure::Usage(format!("--part wants one of {names}")))?);
+                }
                 other => return Err(Failure::Usage(format!("figures does not know {other}"))),
             }
+        }
+        if request.topic == Topic::Network && request.parts.is_empty() {
+            request.parts = network::Part::ALL.to_vec();
         }
         Ok(request)
     }
@@ -76,6 +89,7 @@ impl Request {
             Topic::Sql => "sql",
             Topic::Loadgen => "loadgen",
             Topic::Parser => "parser",
+            Topic::Network => "network",
         }
     }
 
@@ -84,7 +98,9 @@ impl Request {
         match self.topic {
             Topic::Kernels => &["kernels", "stage"],
             Topic::Parser => &["parser"],
-            Topic::Pipeline | Topic::Memory | Topic::Start | Topic::Drivers | Topic::Log | Topic::Sql | Topic::Loadgen => &[],
+            Topic::Pipeline | Topic::Memory | Topic::Start | Topic::Drivers | Topic::Log | Topic::Sql | Topic::Loadgen | Topic::Network => {
+                &[]
+            }
         }
     }
 
@@ -94,14 +110,14 @@ impl Request {
             Topic::Kernels | Topic::Parser => &["benches"],
             // An example, which cargo builds as it runs it: the server does the work that is measured.
             Topic::Sql => &[],
-            Topic::Pipeline | Topic::Memory | Topic::Start | Topic::Drivers | Topic::Log => &["otedama", "loadgen"],
+            Topic::Pipeline | Topic::Memory | Topic::Start | Topic::Drivers | Topic::Log | Topic::Network => &["otedama", "loadgen"],
             Topic::Loadgen => &["loadgen"],
         }
     }
 
     /// The command that repeats this measurement.
     fn command(&self) -> String {
-        let has_seconds = matches!(self.topic, Topic::Pipeline | Topic::Memory | Topic::Drivers | Topic::Log);
+        let has_seconds = matches!(self.topic, Topic::Pipeline | Topic::Memory | Topic::Drivers | Topic::Log | Topic::Network);
         let seconds = if has_seconds { format!(" --seconds {}", self.seconds) } else { String::new() };
         format!("cargo xtask figures {} --runs {}{seconds}", self.name(), self.runs)
     }
@@ -161,6 +177,7 @@ pub fn run(root: &Path, request: &Request) -> Result<(), Failure> {
         cpu: measure::cpu(),
         commit: measure::commit(root),
     };
+    let path = root.join("docs/figures").join(format!("{}.json", request.name()));
     let figures = match request.topic {
         Topic::Pipeline => bench.pipeline()?,
         Topic::Memory => bench.memory()?,
@@ -170,15 +187,20 @@ pub fn run(root: &Path, request: &Request) -> Result<(), Failure> {
         Topic::Log => bench.log()?,
         Topic::Sql => bench.sql()?,
         Topic::Loadgen => bench.comparison()?,
+        Topic::Network => bench.network(&path)?,
     };
-    let folder = root.join("docs/figures");
-    let path = folder.join(format!("{}.json", request.name()));
-    let text = format!("{:#}\n", Value::from(figures));
-    std::fs::create_dir_all(&folder)
-        .and_then(|()| std::fs::write(&path, &text))
-        .map_err(|error| Failure::Environment(format!("{}: {error}", path.display())))?;
-    println!("{text}wrote {}", path.display());
+    println!("{}wrote {}", write(&path, figures)?, path.display());
     Ok(())
+}
+
+/// Writes a figures file and gives its text.
+fn write(path: &Path, figures: Vec<Value>) -> Result<String, Failure> {
+    let text = format!("{:#}\n", Value::from(figures));
+    let folder = path.parent().unwrap_or(path);
+    std::fs::create_dir_all(folder)
+        .and_then(|()| std::fs::write(path, &text))
+        .map_err(|error| Failure::Environment(format!("{}: {error}", path.display())))?;
+    Ok(text)
 }
 
 /// A pool on the practice chain, ready for miners.
@@ -187,6 +209,7 @@ struct Server {
     stratum: SocketAddr,
     stats: SocketAddr,
     listening_ms: f64,
+    config: PathBuf,
     // Last, so that the folder goes after the process.
     _scratch: Scratch,
 }
@@ -261,17 +284,20 @@ impl Bench<'_> {
         let path = scratch.path().join("otedama.toml");
         std::fs::write(&path, config(stratum, stats, &scratch.path().join("log"), max_connections, isa, driver, ack))
             .map_err(|error| Failure::Environment(format!("{}: {error}", path.display())))?;
+        let (process, listening_ms) = self.boot(&path, stratum)?;
+        Ok(Server { process, stratum, stats, listening_ms, config: path, _scratch: scratch })
+    }
+
+    /// Starts the pool by a config that stands, and waits until it listens; with the milliseconds that took.
+    fn boot(&self, config: &Path, stratum: SocketAddr) -> Result<(Process, f64), Failure> {
         let since = Instant::now();
-        let output = scratch.path().join("server.txt");
-        let mut process = Process::start(&self.otedama, &["serve", "--config", &path.to_string_lossy()], SERVER_CORE, &output)?;
-        let ready = measure::wait_listening(stratum, &mut process, since);
-        let listening_ms = ready.map_err(|failure| match failure {
-            Failure::Environment(what) => {
-                Failure::Environment(format!("{what}\n{}", std::fs::read_to_string(&output).unwrap_or_default().trim_end()))
-            }
+        let output = config.with_extension("txt");
+        let mut process = Process::start(&self.otedama, &["serve", "--config", &config.to_string_lossy()], SERVER_CORE, &output)?;
+        let listening_ms = measure::wait_listening(stratum, &mut process, since).map_err(|failure| match failure {
+            Failure::Environment(what) => Failure::Environment(format!("{what}\n{}", process.said().trim_end())),
             usage => usage,
         })?;
-        Ok(Server { process, stratum, stats, listening_ms, _scratch: scratch })
+        Ok((process, listening_ms))
     }
 
     fn load(&self, target: SocketAddr, pid: u32, connections: u32, depth: u32, seed: usize) -> Result<Value, Failure> {

@@ -36,6 +36,7 @@ impl Drop for Scratch {
 pub struct Process {
     child: Child,
     name: String,
+    log: PathBuf,
 }
 
 impl Process {
@@ -46,7 +47,7 @@ impl Process {
         let file = std::fs::File::create(log).map_err(failed)?;
         let mut command = on_core(binary, arguments, core);
         let child = command.stdin(Stdio::null()).stdout(file.try_clone().map_err(failed)?).stderr(file).spawn().map_err(failed)?;
-        Ok(Self { child, name })
+        Ok(Self { child, name, log: log.to_owned() })
     }
 
     /// Its process id. `taskset` and the shell have become the program by exec, so this is the program's own.
@@ -59,17 +60,42 @@ impl Process {
         !matches!(self.child.try_wait(), Ok(None))
     }
 
-    /// SIGTERM, and up to 20 s to drain.
-    pub fn stop(mut self) -> Result<(), Failure> {
-        output("kill", &["-TERM", &self.pid().to_string()]);
+    /// What it has said so far.
+    pub fn said(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Sends a signal by its name, such as `STOP`.
+    pub fn signal(&self, name: &str) {
+        output("kill", &[&format!("-{name}"), &self.pid().to_string()]);
+    }
+
+    /// kill -9, and the wait until it is gone.
+    pub fn kill(mut self) -> Result<(), Failure> {
+        let failed = |error: std::io::Error| Failure::Environment(format!("{} cannot be killed: {error}", self.name));
+        self.child.kill().and_then(|()| self.child.wait()).map(|_| ()).map_err(failed)
+    }
+
+    /// Up to so long for it to end by itself; its exit code, None where a signal ended it.
+    pub fn wait(mut self, limit: Duration) -> Result<Option<i32>, Failure> {
         let start = Instant::now();
-        while start.elapsed() < Duration::from_secs(20) {
-            if self.ended() {
-                return Ok(());
+        loop {
+            match self.child.try_wait() {
+                Ok(Some(status)) => return Ok(status.code()),
+                Ok(None) if start.elapsed() < limit => std::thread::sleep(Duration::from_millis(10)),
+                Ok(None) => {
+                    let limit_s = limit.as_secs();
+                    return Err(Failure::Environment(format!("{} did not end within {limit_s} s\n{}", self.name, self.said().trim_end())));
+                }
+                Err(error) => return Err(Failure::Environment(format!("{} was lost: {error}", self.name))),
             }
-            std::thread::sleep(Duration::from_millis(10));
         }
-        Err(Failure::Environment(format!("{} did not end within 20 s of SIGTERM", self.name)))
+    }
+
+    /// SIGTERM, and up to 20 s to drain.
+    pub fn stop(self) -> Result<(), Failure> {
+        self.signal("TERM");
+        self.wait(Duration::from_secs(20)).map(|_| ())
     }
 }
 

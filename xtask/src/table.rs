@@ -98,7 +98,7 @@ fn replace(text: &str, table: &str) -> Option<String> {
 }
 
 /// The figures that README shows, in its order, and what they mean there.
-const HEADLINES: [(&str, &str); 20] = [
+const HEADLINES: [(&str, &str); 24] = [
     ("pool_64x8_shares_per_cpu_s", "64 connections x 8 shares in flight, real proof of work, one core for the whole server"),
     ("pool_to_null_64x8_ratio", "the same, of a server that reads lines and answers true"),
     ("pool_64x64_shares_per_cpu_s", "64 x 64"),
@@ -108,6 +108,10 @@ const HEADLINES: [(&str, &str); 20] = [
     ("frames_to_row_shares_per_s", "frames in memory to row, one core, no socket, every merkle root new"),
     ("latency_pool_us_p50", "latency at half of saturation, open loop, p50"),
     ("latency_pool_us_p999", "the same, p99.9"),
+    ("farm_back_after_kill_s", "kill -9 under 200,000 workers: seconds until all are authorized again"),
+    ("hundred_connection_bytes", "100,000 connections in one process: its memory for each"),
+    ("hundred_p99_ratio", "p99 of 1,000 miners among 99,000 silent ones, to p99 without these"),
+    ("slowloris_honest_p99_ratio", "honest p99 beside 10,000 slowloris connections, to p99 without"),
     ("v1_share_vs_sha2", "a share's hashing, to the crate sha2"),
     ("v1_share_cycles", "a share's hashing: 300-byte coinbase, 12 merkle levels, header"),
     ("parser_template_cgminer_ns", "a submit line, known dialect"),
