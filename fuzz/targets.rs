@@ -87,9 +87,9 @@ pub fn v1_template(data: &[u8]) {
     for (number, name) in ["rig.1", "rig.10", "r"].iter().enumerate() {
         workers.add(&WorkerName::new(name.as_bytes()).expect("a name"), otedama_primitives::WorkerId(number as u64 + 1));
     }
-    let own = agrees_with_the_other_tiers(&shape, first, &mut workers);
+    let own = agrees_with_the_other_tiers(&shape, first, &workers);
     let request = scan::scan(lines::trim(first)).expect("the scanner took it when it taught");
-    let claim = Claim::of(&request, &mut workers, 8);
+    let claim = Claim::of(&request, &workers, 8);
     let plain = |text: &[u8]| text.iter().all(u8::is_ascii_hexdigit);
     let is_plain = request.params[1..5].iter().chain(&request.params[5..6]).all(|param| match param {
         Param::Text(text) => plain(text),
@@ -99,11 +99,11 @@ pub fn v1_template(data: &[u8]) {
     // Blanks around a name are no part of it, but a shape compares the name alone.
     let exact = matches!(request.params[0], Param::Text(name) if name.trim_ascii().len() == name.len());
     assert!(own || !is_plain || !whole || !exact, "a line without anything odd does not match what it taught");
-    agrees_with_the_other_tiers(&shape, second, &mut workers);
+    agrees_with_the_other_tiers(&shape, second, &workers);
 }
 
 /// False when the shape does not match.
-fn agrees_with_the_other_tiers(shape: &Shape, bytes: &[u8], workers: &mut Workers) -> bool {
+fn agrees_with_the_other_tiers(shape: &Shape, bytes: &[u8], workers: &Workers) -> bool {
     let Some((used, claim)) = shape.read(bytes, workers, 8) else { return false };
     let (body, end) = bytes[..used].split_at(used - 1);
     assert_eq!(end, b"\n");

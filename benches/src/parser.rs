@@ -116,7 +116,7 @@ fn each_line(bytes: &[u8], mut each: impl FnMut(&[u8]) -> u64) -> u64 {
     sum
 }
 
-fn by_template(bytes: &[u8], shapes: &mut Shapes, number: otedama_stratum::v1::template::ShapeNumber, workers: &mut Workers) -> u64 {
+fn by_template(bytes: &[u8], shapes: &mut Shapes, number: otedama_stratum::v1::template::ShapeNumber, workers: &Workers) -> u64 {
     let (mut at, mut sum) = (0, 0u64);
     while let Some((used, claim)) = shapes.read(number, &bytes[at..], workers, 8) {
         sum = sum.wrapping_add(fold(&claim));
@@ -126,11 +126,11 @@ fn by_template(bytes: &[u8], shapes: &mut Shapes, number: otedama_stratum::v1::t
     sum
 }
 
-fn by_scanner(bytes: &[u8], workers: &mut Workers) -> u64 {
-    each_line(bytes, |line| scan::scan(lines::trim(line)).map_or(0, |request| fold(&Claim::of(&request, workers, 8))))
+fn by_scanner(bytes: &[u8], workers: &Workers) -> u64 {
+    each_line(bytes, |line| scan::scan(lines::trim(line)).as_ref().map_or(0, |request| fold(&Claim::of(request, workers, 8))))
 }
 
-fn by_slow_tier(bytes: &[u8], workers: &mut Workers) -> u64 {
+fn by_slow_tier(bytes: &[u8], workers: &Workers) -> u64 {
     each_line(bytes, |line| slow::parse(lines::trim(line)).map_or(0, |parsed| fold(&Claim::of(&parsed.request(), workers, 8))))
 }
 
@@ -143,7 +143,7 @@ struct Strict<'a> {
     params: Vec<&'a str>,
 }
 
-fn by_serde_json(bytes: &[u8], workers: &mut Workers) -> u64 {
+fn by_serde_json(bytes: &[u8], workers: &Workers) -> u64 {
     each_line(bytes, |line| {
         let Ok(strict) = serde_json::from_slice::<Strict<'_>>(line) else { return 0 };
         let [worker, job, extranonce2, ntime, nonce, version @ ..] = strict.params.as_slice() else { return 0 };
@@ -189,14 +189,14 @@ fn measure(plan: Plan, dialect: Dialect, workers: u32) -> Result<Vec<Figure>, St
     let mut bench = SideBySide::new();
     let (mut lines, of) = (Lines::new(dialect, workers), LINES_PER_CALL);
     bench.add("memchr", of, move || each_line(lines.piece(), |line| line.len() as u64));
-    let (mut lines, mut table_of) = (Lines::new(dialect, workers), table(workers));
-    bench.add("template", of, move || by_template(lines.piece(), &mut shapes, number, &mut table_of));
-    let (mut lines, mut table_of) = (Lines::new(dialect, workers), table(workers));
-    bench.add("scanner", of, move || by_scanner(lines.piece(), &mut table_of));
-    let (mut lines, mut table_of) = (Lines::new(dialect, workers), table(workers));
-    bench.add("serde_json", of, move || by_serde_json(lines.piece(), &mut table_of));
-    let (mut lines, mut table_of) = (Lines::new(dialect, workers), table(workers));
-    bench.add("slow", of, move || by_slow_tier(lines.piece(), &mut table_of));
+    let (mut lines, table_of) = (Lines::new(dialect, workers), table(workers));
+    bench.add("template", of, move || by_template(lines.piece(), &mut shapes, number, &table_of));
+    let (mut lines, table_of) = (Lines::new(dialect, workers), table(workers));
+    bench.add("scanner", of, move || by_scanner(lines.piece(), &table_of));
+    let (mut lines, table_of) = (Lines::new(dialect, workers), table(workers));
+    bench.add("serde_json", of, move || by_serde_json(lines.piece(), &table_of));
+    let (mut lines, table_of) = (Lines::new(dialect, workers), table(workers));
+    bench.add("slow", of, move || by_slow_tier(lines.piece(), &table_of));
     let measured = bench.run(plan.samples);
     let mhz = bench.core_mhz();
     let conditions = format!(
@@ -227,10 +227,10 @@ fn measure(plan: Plan, dialect: Dialect, workers: u32) -> Result<Vec<Figure>, St
 
 /// Every way of reading must come to the same fields, or it measures something else.
 fn agree(lines: &Lines, shapes: &mut Shapes, number: otedama_stratum::v1::template::ShapeNumber, workers: u32) -> Result<(), String> {
-    let mut table = table(workers);
+    let table = table(workers);
     for piece in &lines.pieces {
-        let expected = by_slow_tier(piece, &mut table);
-        let others = [by_template(piece, shapes, number, &mut table), by_scanner(piece, &mut table), by_serde_json(piece, &mut table)];
+        let expected = by_slow_tier(piece, &table);
+        let others = [by_template(piece, shapes, number, &table), by_scanner(piece, &table), by_serde_json(piece, &table)];
         if others.iter().any(|sum| *sum != expected) {
             return Err(format!("the tiers differ: {expected:x} is not {others:x?}"));
         }

@@ -12,7 +12,7 @@ mod status;
 mod time;
 mod work;
 
-pub use hash::{Hash256, HexError, decode_hex, encode_hex, hex_word};
+pub use hash::{Hash256, HexError, decode_hex, encode_hex, hex_long, hex_pair, hex_word};
 pub use identity::{Instance, JobId, RunId, SessionId, WorkerId, WorkerName, WorkerNameError};
 pub use job::{BlockCandidate, Coin, Job};
 pub use record::{Answer, Dimension, DimensionKind, DimensionTooLong, SessionRecord, ShareRow, Submit, Verdict, WorkerRecord, flags};

@@ -2,7 +2,7 @@
 use super::IdToken;
 use super::request::{Param, Request};
 use super::workers::Workers;
-use otedama_primitives::{WorkerId, decode_hex, hex_word};
+use otedama_primitives::{WorkerId, decode_hex, hex_long, hex_pair, hex_word};
 
 /// A submit with every field that could be decoded. A field that could not be is None; what that means is the session's to say.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -30,15 +30,16 @@ pub struct Claim {
 impl Claim {
     /// Decodes the params of a submit. `extranonce2_bytes` is the size that the session was told.
     #[inline]
-    pub fn of(request: &Request<'_>, workers: &mut Workers, extranonce2_bytes: u8) -> Self {
+    pub fn of(request: &Request<'_>, workers: &Workers, extranonce2_bytes: u8) -> Self {
         let [worker, job, extranonce2, ntime, nonce, version, ..] = &request.params;
+        let (ntime, nonce) = two_words(ntime, nonce);
         Self {
             id: request.id,
             worker: if let Param::Text(name) = worker { workers.find(name) } else { None },
             job: if let Param::Text(text) = job { job_name(text) } else { None },
             extranonce2: if let Param::Text(text) = extranonce2 { number_of_bytes(text, extranonce2_bytes) } else { None },
-            ntime: word(ntime),
-            nonce: word(nonce),
+            ntime,
+            nonce,
             rolled: rolled_bits(version),
             has_shape: request.params_count >= 5 && matches!(worker, Param::Text(_)),
             names_job: matches!(job, Param::Text(_)),
@@ -81,22 +82,35 @@ pub(super) fn number_of_bytes(text: &[u8], size: u8) -> Option<u64> {
         Some(whole) => padded = *whole,
         None => padded.get_mut(16usize.checked_sub(text.len())?..)?.copy_from_slice(text),
     }
-    let (halves, _) = padded.as_chunks::<8>();
-    let ((high, high_valid), (low, low_valid)) = (hex_word(halves[0]), hex_word(halves[1]));
-    (high_valid & low_valid).then_some((u64::from(high) << 32) | u64::from(low))
+    let (number, valid) = hex_long(padded);
+    valid.then_some(number)
+}
+
+/// Two header words, which are nearly always of eight digits: decoded together then.
+#[inline(always)]
+fn two_words(first: &Param<'_>, second: &Param<'_>) -> (Option<u32>, Option<u32>) {
+    if let (Param::Text(first), Param::Text(second)) = (first, second)
+        && let (Some(first), Some(second)) = (first.as_array::<8>(), second.as_array::<8>())
+        && let (words, true) = hex_pair(*first, *second)
+    {
+        return (Some(words[0]), Some(words[1]));
+    }
+    (word(first), word(second))
 }
 
 /// A header word: a string of 1 to 8 hex digits (some firmware drops leading zeros), with or without "0x".
-#[inline]
+#[inline(always)]
 fn word(param: &Param<'_>) -> Option<u32> {
     if let Param::Text(text) = *param { word_of_hex(text) } else { None }
 }
 
-#[inline]
+#[inline(always)]
 pub(super) fn word_of_hex(text: &[u8]) -> Option<u32> {
-    if let Some(word) = eight_digits(text) {
-        return Some(word);
-    }
+    eight_digits(text).or_else(|| word_of_odd_hex(text))
+}
+
+#[cold]
+fn word_of_odd_hex(text: &[u8]) -> Option<u32> {
     let digits = text.strip_prefix(b"0x").or_else(|| text.strip_prefix(b"0X")).unwrap_or(text);
     if digits.is_empty() {
         return None;

@@ -8,6 +8,7 @@ pub mod claim;
 mod configure;
 pub mod jobs;
 pub mod lines;
+mod marks;
 pub mod messages;
 pub mod reader;
 pub mod request;

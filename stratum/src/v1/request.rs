@@ -22,19 +22,27 @@ impl IdToken {
         Some(Self { bytes, len: raw.len() as u8 })
     }
 
-    /// The 1 to 16 digits at the start of `text`, none of them a leading zero. What ends them is for the caller to look at; a 17th digit would.
+    /// The 1 to 16 digits of `text` from `at` on, none of them a leading zero. What ends them is for the caller to look at; a 17th digit would.
     #[inline(always)]
-    pub(super) fn of_digits(text: &[u8]) -> Option<Self> {
+    pub(super) fn of_digits(text: &[u8], at: usize) -> Option<Self> {
         // Nearly every id has fewer than eight digits: one register is enough.
-        if let Some(eight) = text.first_chunk::<8>() {
-            let word = u64::from_le_bytes(*eight);
-            let others = others(u128::from(word)) as u64;
-            if others != 0 {
-                let len = others.trailing_zeros() / 8;
-                let kept = u128::from(word & ((1 << (8 * len)) - 1));
-                return Self::of_word(kept, len, eight[0]);
-            }
+        let rest = text.get(at..)?;
+        let word = match (rest.first_chunk::<8>(), text.last_chunk::<8>()) {
+            (Some(eight), _) => u64::from_le_bytes(*eight),
+            // Zeros behind the end are no digits. A shift by all bits would be by none, but then nothing is left to read.
+            (None, Some(last)) => u64::from_le_bytes(*last).checked_shr(64 - 8 * rest.len() as u32)?,
+            (None, None) => return Self::of_many_digits(rest),
+        };
+        let others = others(u128::from(word)) as u64;
+        if others == 0 {
+            return Self::of_many_digits(rest);
         }
+        let len = others.trailing_zeros() / 8;
+        Self::of_word(u128::from(word & ((1 << (8 * len)) - 1)), len)
+    }
+
+    #[inline(never)]
+    fn of_many_digits(text: &[u8]) -> Option<Self> {
         let mut chunk = [0; Self::BYTES_MAX];
         match text.first_chunk() {
             Some(whole) => chunk = *whole,
@@ -42,13 +50,13 @@ impl IdToken {
         }
         let word = u128::from_le_bytes(chunk);
         let len = others(word).trailing_zeros() / 8;
-        Self::of_word(if len == 16 { word } else { word & ((1 << (8 * len)) - 1) }, len, chunk[0])
+        Self::of_word(if len == 16 { word } else { word & ((1 << (8 * len)) - 1) }, len)
     }
 
     /// Digits that lie in the lower `len` bytes of a word of little-endian order.
     #[inline(always)]
-    fn of_word(word: u128, len: u32, first: u8) -> Option<Self> {
-        if len == 0 || (len > 1 && first == b'0') {
+    fn of_word(word: u128, len: u32) -> Option<Self> {
+        if len == 0 || (len > 1 && word as u8 == b'0') {
             return None;
         }
         Some(Self { bytes: word.to_le_bytes(), len: len as u8 })

@@ -2,11 +2,9 @@
 //!
 //! It takes the flat lines that miners write (printable ASCII, no escapes, params an array of scalars) and gives up on everything else, valid or not: `None` means
 //! "ask `slow`", never "refused". What it takes, `slow` takes with the same result; the differential tests and the fuzz target `v1_line` hold that.
+use super::marks::{BLOCK, plain_quotes};
 use super::request::{IdToken, Method, Param, Request};
 use std::ops::Range;
-
-const ONES: u64 = 0x0101_0101_0101_0101;
-const HIGHS: u64 = 0x8080_8080_8080_8080;
 
 /// Told where in the line the parts of a request stand.
 pub(super) trait Note {
@@ -32,19 +30,26 @@ pub fn scan(line: &[u8]) -> Option<Request<'_>> {
 /// The same, telling `note` where the parts stand.
 #[inline(always)]
 pub(super) fn scan_noting<'a>(line: &'a [u8], note: &mut impl Note) -> Option<Request<'a>> {
-    if !is_plain(line) {
-        return None;
+    let request = Request { id: Some(IdToken::NULL), method: Method::Missing, params: [Param::Null; Request::PARAMS_MAX], params_count: 0 };
+    // One value for all ends, so that it is written where the caller wants it; it is some 200 bytes.
+    let mut found = Some(request);
+    if let Some(request) = &mut found
+        && fill(line, request, note).is_none()
+    {
+        found = None;
     }
-    let mut cursor = Cursor { bytes: line, at: 0 };
-    let mut request =
-        Request { id: Some(IdToken::NULL), method: Method::Missing, params: [Param::Null; Request::PARAMS_MAX], params_count: 0 };
+    found
+}
+
+#[inline(always)]
+fn fill<'a>(line: &'a [u8], request: &mut Request<'a>, note: &mut impl Note) -> Option<()> {
+    let mut cursor = Cursor { bytes: line, at: 0, block: 0, quotes: plain_quotes_of(line, 0)? };
     let (mut id_seen, mut method_seen, mut params_seen) = (false, false, false);
     cursor.blanks();
     cursor.expect(b'{')?;
     cursor.blanks();
     loop {
-        cursor.expect(b'"')?;
-        let key = cursor.string_body()?;
+        let key = cursor.string()?;
         cursor.blanks();
         cursor.expect(b':')?;
         cursor.blanks();
@@ -57,12 +62,11 @@ pub(super) fn scan_noting<'a>(line: &'a [u8], note: &mut impl Note) -> Option<Re
             }
             b"method" if !method_seen => {
                 method_seen = true;
-                cursor.expect(b'"')?;
-                request.method = Method::from_name(cursor.string_body()?);
+                request.method = Method::from_name(cursor.string()?);
             }
             b"params" if !params_seen => {
                 params_seen = true;
-                cursor.params(&mut request, note)?;
+                cursor.params(request, note)?;
             }
             // A repeated key, or the answer to a request of ours: rare enough for the slow tier to decide.
             b"id" | b"method" | b"params" | b"result" | b"error" => return None,
@@ -78,35 +82,36 @@ pub(super) fn scan_noting<'a>(line: &'a [u8], note: &mut impl Note) -> Option<Re
         }
     }
     cursor.blanks();
-    (cursor.at == line.len()).then_some(request)
+    (cursor.at == line.len()).then_some(())
 }
 
-/// True when all bytes are printable ASCII (or DEL) and none is a backslash: what strings may be made of, and what leaves the space as the only blank. One look
-/// at every byte here saves three of four at those of strings.
-#[inline(always)]
-fn is_plain(line: &[u8]) -> bool {
-    #[inline(always)]
-    fn mark(odd: &mut [u8; 16], chunk: &[u8; 16]) {
-        for (odd, &byte) in odd.iter_mut().zip(chunk) {
-            // Bytes past ASCII are negative.
-            *odd |= u8::from((byte as i8) < 0x20) | u8::from(byte == b'\\');
-        }
+/// Quotes of the block that begins at `from`, the last of which may be cut short by the end of the line; None when anything in it is left to the slow tier.
+///
+/// Not part of every string, or the code of the scanner would be three times as long; nor a method of the cursor, which is to stay in registers.
+#[inline(never)]
+fn plain_quotes_of(line: &[u8], from: usize) -> Option<u64> {
+    let rest = line.get(from..)?;
+    if let Some(block) = rest.first_chunk::<BLOCK>() {
+        return plain_quotes(block);
     }
-    let mut odd = [0; 16];
-    let (chunks, rest) = line.as_chunks::<16>();
-    chunks.iter().for_each(|chunk| mark(&mut odd, chunk));
-    match line.last_chunk::<16>() {
-        // Some of these are looked at twice: cheaper than one at a time.
-        Some(last) => mark(&mut odd, last),
-        None => return rest.iter().all(|byte| matches!(byte, 0x20..=0x5b | 0x5d..=0x7f)),
+    if let Some(block) = line.last_chunk::<BLOCK>() {
+        // Some of these are looked at twice: cheaper than a copy. A shift by all bits would be by none; no line that needs it has an end to find.
+        return plain_quotes(block).map(|quotes| quotes.checked_shr((BLOCK - rest.len()) as u32).unwrap_or(0));
     }
-    odd == [0; 16]
+    let mut block = [b' '; BLOCK];
+    block[..rest.len()].copy_from_slice(rest);
+    plain_quotes(&block)
 }
 
-/// Over a line that `is_plain`.
+/// Over a line, in which it knows where the next quotes stand. That every block up to the last quote is plain is what strings may be made of; what is not in strings
+/// is looked at byte by byte.
 struct Cursor<'a> {
     bytes: &'a [u8],
     at: usize,
+    /// Where the block begins that `quotes` is of.
+    block: usize,
+    /// Those that were not passed.
+    quotes: u64,
 }
 
 impl<'a> Cursor<'a> {
@@ -137,7 +142,7 @@ impl<'a> Cursor<'a> {
     /// An id: as it is echoed, or None where it cannot be.
     #[inline(always)]
     fn id(&mut self) -> Option<Option<IdToken>> {
-        if let Some(token) = IdToken::of_digits(self.bytes.get(self.at..)?) {
+        if let Some(token) = IdToken::of_digits(self.bytes, self.at) {
             let end = self.at + token.as_bytes().len();
             if !matches!(self.bytes.get(end), Some(b'0'..=b'9' | b'.' | b'e' | b'E')) {
                 self.at = end;
@@ -150,42 +155,41 @@ impl<'a> Cursor<'a> {
         Some(if matches!(value, Param::Bool(_)) { None } else { IdToken::new(raw) })
     }
 
-    /// The bytes up to the closing quote, which is passed. The opening quote is behind us.
+    /// The place of the next quote, which is passed.
     #[inline(always)]
-    fn string_body(&mut self) -> Option<&'a [u8]> {
-        let start = self.at;
-        // Eight bytes at a time. The test marks the high bit of every quote; borrows can mark bytes above one, but the lowest mark is used.
-        while let Some(chunk) = self.bytes.get(self.at..).and_then(|rest| rest.first_chunk::<8>()) {
-            let quote = u64::from_le_bytes(*chunk) ^ (ONES * b'"' as u64);
-            let hits = quote.wrapping_sub(ONES) & !quote & HIGHS;
-            if hits != 0 {
-                self.at += (hits.trailing_zeros() / 8) as usize;
-                return self.close_string(start);
-            }
-            self.at += 8;
+    fn quote(&mut self) -> Option<usize> {
+        while self.quotes == 0 {
+            self.block += BLOCK;
+            self.quotes = plain_quotes_of(self.bytes, self.block)?;
         }
-        while self.peek().is_some_and(|byte| byte != b'"') {
-            self.at += 1;
-        }
-        self.close_string(start)
+        let place = self.block + self.quotes.trailing_zeros() as usize;
+        self.quotes &= self.quotes - 1;
+        Some(place)
     }
 
+    /// The string that begins here, without its quotes.
     #[inline(always)]
-    fn close_string(&mut self, start: usize) -> Option<&'a [u8]> {
-        let body = self.bytes.get(start..self.at)?;
-        self.expect(b'"')?;
-        Some(body)
+    fn string(&mut self) -> Option<&'a [u8]> {
+        // Nothing but strings has quotes, so that those before this place have all been passed.
+        let start = self.quote()?;
+        if start != self.at {
+            return None;
+        }
+        let end = self.quote()?;
+        self.at = end + 1;
+        self.bytes.get(start + 1..end)
     }
 
     /// A string, number, true, false or null.
     #[inline(always)]
     fn scalar(&mut self) -> Option<Param<'a>> {
         match self.peek()? {
-            b'"' => {
-                self.at += 1;
-                self.string_body().map(Param::Text)
+            b'"' => self.string().map(Param::Text),
+            b'-' | b'0'..=b'9' => {
+                let start = self.at;
+                self.at = number_end(self.bytes, start)?;
+                self.bytes.get(start..self.at).map(Param::Number)
             }
-            b'-' | b'0'..=b'9' => self.number(),
             b't' => self.literal(b"true", Param::Bool(true)),
             b'f' => self.literal(b"false", Param::Bool(false)),
             b'n' => self.literal(b"null", Param::Null),
@@ -193,41 +197,10 @@ impl<'a> Cursor<'a> {
         }
     }
 
+    #[inline(always)]
     fn literal(&mut self, text: &[u8], value: Param<'a>) -> Option<Param<'a>> {
         self.bytes.get(self.at..)?.starts_with(text).then(|| self.at += text.len())?;
         Some(value)
-    }
-
-    /// An integer or a decimal fraction by JSON's grammar; exponents are left to the slow tier.
-    #[inline]
-    fn number(&mut self) -> Option<Param<'a>> {
-        let start = self.at;
-        if self.peek() == Some(b'-') {
-            self.at += 1;
-        }
-        let whole = self.digits();
-        if whole == 0 || (whole > 1 && self.bytes.get(self.at - whole) == Some(&b'0')) {
-            return None;
-        }
-        if self.peek() == Some(b'.') {
-            self.at += 1;
-            if self.digits() == 0 {
-                return None;
-            }
-        }
-        if let Some(b'e' | b'E') = self.peek() {
-            return None;
-        }
-        Some(Param::Number(self.bytes.get(start..self.at)?))
-    }
-
-    #[inline]
-    fn digits(&mut self) -> usize {
-        let start = self.at;
-        while let Some(b'0'..=b'9') = self.peek() {
-            self.at += 1;
-        }
-        self.at - start
     }
 
     #[inline(always)]
@@ -240,11 +213,20 @@ impl<'a> Cursor<'a> {
         }
         loop {
             let start = self.at;
-            let value = self.scalar()?;
-            note.param(request.params_count, start..self.at);
-            if let Some(slot) = request.params.get_mut(request.params_count as usize) {
-                *slot = value;
+            let slot = request.params.get_mut(request.params_count as usize);
+            // Each is written where it stays: one that was put together elsewhere and copied at once would wait for its pieces to be stored.
+            if self.peek()? == b'"' {
+                let text = self.string()?;
+                if let Some(slot) = slot {
+                    *slot = Param::Text(text);
+                }
+            } else {
+                let value = self.scalar()?;
+                if let Some(slot) = slot {
+                    *slot = value;
+                }
             }
+            note.param(request.params_count, start..self.at);
             // A line that overflowed the count would be over 8 GiB long.
             request.params_count = request.params_count.saturating_add(1);
             self.blanks();
@@ -255,4 +237,23 @@ impl<'a> Cursor<'a> {
             }
         }
     }
+}
+
+/// The end of the number that begins at `start`: an integer or a decimal fraction by JSON's grammar; exponents are left to the slow tier.
+#[inline(never)]
+fn number_end(bytes: &[u8], start: usize) -> Option<usize> {
+    let digits_end = |from: usize| from + bytes.get(from..).unwrap_or_default().iter().take_while(|byte| byte.is_ascii_digit()).count();
+    let whole = start + usize::from(bytes.get(start) == Some(&b'-'));
+    let mut end = digits_end(whole);
+    if end == whole || (end > whole + 1 && bytes.get(whole) == Some(&b'0')) {
+        return None;
+    }
+    if bytes.get(end) == Some(&b'.') {
+        let fraction = end + 1;
+        end = digits_end(fraction);
+        if end == fraction {
+            return None;
+        }
+    }
+    (!matches!(bytes.get(end), Some(b'e' | b'E'))).then_some(end)
 }

@@ -202,7 +202,7 @@ impl Session {
     /// first two tiers take allocates nothing, but for the few that teach its shape.
     #[inline]
     pub fn read(&mut self, ctx: &Context<'_>, reader: &mut Reader, bytes: &[u8], out: &mut Vec<u8>) -> Result<(usize, Event), Unread> {
-        if let Some((used, claim)) = reader.shapes.read(self.shape, bytes, &mut self.workers, self.extranonce2_bytes) {
+        if let Some((used, claim)) = reader.shapes.read(self.shape, bytes, &self.workers, self.extranonce2_bytes) {
             self.shape_missed = 0;
             reader.tiers.template += 1;
             return Ok((used, self.judge(ctx, &claim)));
@@ -393,7 +393,7 @@ impl Session {
             if !self.is_subscribed() {
                 return refuse(out, &request.id.unwrap_or(IdToken::NULL), (25, "not subscribed"));
             }
-            let claim = Claim::of(request, &mut self.workers, self.extranonce2_bytes);
+            let claim = Claim::of(request, &self.workers, self.extranonce2_bytes);
             return self.judge(ctx, &claim);
         }
         if request.method == Method::Answer {

@@ -2,7 +2,7 @@
 //!
 //! A [`Shape`] is what one submit teaches: the bytes that stay, and where worker, id, job, extranonce2, ntime, nonce and version bits stand between them. Worker and
 //! id may be of any length, so that proxies that interleave workers and ids that grow a digit still match. A few dozen shapes serve all connections of a net
-//! ([`Shapes`]); a connection keeps the number of its own. What does not match costs a comparison of eight bytes or so and goes to `scan`.
+//! ([`Shapes`]); a connection keeps the number of its own. What does not match costs a comparison or so of sixteen bytes and goes to `scan`.
 //!
 //! A line that matches is valid JSON with the meaning of the one that taught the shape: every byte of it either equals that line's, or is a hex digit in a string, a
 //! digit of the id, or part of a worker's name or a quoted id, which have neither quotes, backslashes nor control characters. For the same reason no line feed can
@@ -11,25 +11,17 @@ use super::claim::{Claim, number_of_bytes, sending_of};
 use super::request::{IdToken, Method, Param, Request};
 use super::scan;
 use super::workers::Workers;
-use otedama_primitives::hex_word;
+use otedama_primitives::{hex_long, hex_pair};
 use std::ops::Range;
+use wide::u8x16;
 
 /// Bytes of a line that stay, at most; longer ones are left to `scan`.
 const FIXED_BYTES_MAX: usize = 320;
 /// Longest line that a shape can match: what stays, a name and an id. Shorter than any limit on lines.
 pub const LINE_BYTES_MAX: usize = FIXED_BYTES_MAX + otedama_primitives::WorkerName::BYTES_MAX + IdToken::BYTES_MAX;
 
-/// Eight bytes of a line under a mask.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Word {
-    /// From the start of its run; negative where a short last run is compared together with digits before it.
-    offset: i16,
-    expected: u64,
-    mask: u64,
-}
-
 /// Sixteen bytes of a line under a mask.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 struct Chunk {
     expected: [u8; 16],
     mask: [u8; 16],
@@ -41,42 +33,44 @@ struct Run {
     bytes: usize,
     /// From its start on, without a gap.
     chunks: Box<[Chunk]>,
-    /// What is left at its end.
-    words: Box<[Word]>,
+    /// The last sixteen bytes of the run; of a shorter run the masked rest is what stands before it, or behind it at the start of a line.
+    last: Chunk,
+    /// Where those begin, from the start of the run.
+    last_at: isize,
 }
 
-/// What may have any length.
+/// An id of any length.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Gap {
-    /// A worker's name, up to the quote.
-    Worker,
-    /// An id of digits.
+enum Id {
+    /// Digits.
     Number,
-    /// An id in quotes, which belong to it.
+    /// In quotes, which belong to it.
     Quoted,
 }
 
-/// Where a hex field stands: from the start of a run.
+/// Which places of variable length a line has, in their order: the worker's name, up to its quote, and the id, unless that stays (null, or none).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Field {
-    run: u8,
-    offset: u16,
+enum Gaps {
+    Worker,
+    WorkerThenId(Id),
+    IdThenWorker(Id),
 }
 
 /// What one submit teaches about those of its kind.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Shape {
+    /// Before the gaps, between them and behind them; of a line with one gap the third is empty.
     runs: [Run; 3],
-    /// After the first run and after the second; without a number or a string for an id the third run is empty.
-    gaps: [Option<Gap>; 2],
-    job: Field,
+    gaps: Gaps,
+    /// Where the hex fields stand, from the end of the worker's name on: all of them are params as that is, and the id is none.
+    job: usize,
     /// The job has two more digits: which sending it was.
     job_has_sending: bool,
-    extranonce2: Field,
+    extranonce2: usize,
     extranonce2_bytes: u8,
-    ntime: Field,
-    nonce: Field,
-    version: Option<Field>,
+    ntime: usize,
+    nonce: usize,
+    version: Option<usize>,
 }
 
 /// Where the scanner found the parts of a line.
@@ -137,170 +131,157 @@ impl Shape {
         let mut fixed = vec![0xff; line.len()];
         let mut clear = |place: Range<usize>| fixed[place].fill(0);
         (1..5 + usize::from(rolls)).for_each(|param| clear(places.text(param)));
-        let mut gaps = vec![(places.text(0), Gap::Worker)];
-        gaps.extend(id.map(|gap| (places.id.clone(), gap)));
-        gaps.sort_by_key(|(place, _)| place.start);
-        gaps.iter().for_each(|(place, _)| clear(place.clone()));
-
-        let ends = gaps.iter().map(|(place, _)| place.start).chain([line.len()]);
-        let starts = [0].into_iter().chain(gaps.iter().map(|(place, _)| place.end));
-        let spans: Vec<Range<usize>> = starts.zip(ends).map(|(start, end)| start..end).collect();
+        let worker = places.text(0);
+        clear(worker.clone());
+        let gaps = match id {
+            None => Gaps::Worker,
+            Some(id) if places.id.start < worker.start => Gaps::IdThenWorker(id),
+            Some(id) => Gaps::WorkerThenId(id),
+        };
+        let (first, second) = match gaps {
+            Gaps::Worker => (worker.clone(), line.len()..line.len()),
+            Gaps::WorkerThenId(_) => (worker.clone(), places.id.clone()),
+            Gaps::IdThenWorker(_) => (places.id.clone(), worker.clone()),
+        };
+        let spans = [0..first.start, first.end..second.start, second.end..line.len()];
         if spans.iter().map(Range::len).sum::<usize>() > FIXED_BYTES_MAX {
             return None;
         }
-        let field = |param: usize| {
-            let at = places.text(param).start;
-            let run = spans.iter().position(|span| span.contains(&at))?;
-            Some(Field { run: run as u8, offset: (at - spans[run].start) as u16 })
-        };
-        let mut runs = [Run::default(), Run::default(), Run::default()];
-        for (run, span) in runs.iter_mut().zip(&spans) {
-            *run = Run { bytes: span.len(), chunks: chunks(line, &fixed, span), words: words(line, &fixed, span) };
-        }
+        let [first, second, third] = spans.map(|span| Run::learn(line, &fixed, span));
+        let field = |param: usize| places.text(param).start - worker.end;
         Some(Self {
-            runs,
-            gaps: [gaps.first().map(|gap| gap.1), gaps.get(1).map(|gap| gap.1)],
-            job: field(1)?,
+            runs: [first?, second?, third?],
+            gaps,
+            job: field(1),
             job_has_sending: job.len() == 10,
-            extranonce2: field(2)?,
+            extranonce2: field(2),
             extranonce2_bytes: (extranonce2.len() / 2) as u8,
-            ntime: field(3)?,
-            nonce: field(4)?,
-            version: if rolls { Some(field(5)?) } else { None },
+            ntime: field(3),
+            nonce: field(4),
+            version: rolls.then(|| field(5)),
         })
     }
 
     /// The submit at the start of `bytes`, and the bytes that it takes with its line feed; None when this is another line, whatever it is.
     #[inline]
-    pub fn read(&self, bytes: &[u8], workers: &mut Workers, extranonce2_bytes: u8) -> Option<(usize, Claim)> {
+    pub fn read(&self, bytes: &[u8], workers: &Workers, extranonce2_bytes: u8) -> Option<(usize, Claim)> {
         if extranonce2_bytes != self.extranonce2_bytes {
             return None;
         }
-        let (mut id, mut worker) = (IdToken::NULL, None);
-        let mut starts = [0; 3];
-        let mut at = 0;
-        for (index, run) in self.runs.iter().enumerate() {
-            if !run.stands_at(bytes, at) {
-                return None;
+        let [first, second, third] = &self.runs;
+        let at = first.passed(bytes, 0)?;
+        let (id, worker, fields, end) = match self.gaps {
+            Gaps::Worker => {
+                let (name_bytes, worker) = workers.find_quoted(bytes.get(at..)?)?;
+                let fields = at + name_bytes;
+                let end = second.passed(bytes, fields)?;
+                (IdToken::NULL, worker, bytes.get(fields..end)?, end)
             }
-            starts[index] = at;
-            at += run.bytes;
-            match self.gaps.get(index).copied().flatten() {
-                None => break,
-                Some(Gap::Worker) => {
-                    let (name_bytes, found) = workers.find_quoted(bytes.get(at..)?)?;
-                    worker = Some(found);
-                    at += name_bytes;
-                }
-                Some(Gap::Number) => {
-                    id = IdToken::of_digits(bytes.get(at..)?)?;
-                    at += id.as_bytes().len();
-                }
-                Some(Gap::Quoted) => {
-                    id = quoted(bytes.get(at..)?)?;
-                    at += id.as_bytes().len();
-                }
+            Gaps::WorkerThenId(id) => {
+                let (name_bytes, worker) = workers.find_quoted(bytes.get(at..)?)?;
+                let fields = at + name_bytes;
+                let fields_end = second.passed(bytes, fields)?;
+                let id = id.read(bytes, fields_end)?;
+                let end = third.passed(bytes, fields_end + id.as_bytes().len())?;
+                (id, worker, bytes.get(fields..fields_end)?, end)
             }
-        }
-        let text = |field: Field| bytes.get(starts[usize::from(field.run)] + usize::from(field.offset)..);
-        let word = |field: Field| text(field).and_then(|text| text.first_chunk::<8>()).map(|digits| hex_word(*digits));
-        let (job, job_valid) = word(self.job)?;
-        let sending = if self.job_has_sending { sending_of(text(self.job)?.get(8..10)?)? } else { 0 };
-        let extranonce2 = if self.extranonce2_bytes == 8 {
-            let (halves, _) = text(self.extranonce2)?.get(..16)?.as_chunks::<8>();
-            let ((high, high_valid), (low, low_valid)) = (hex_word(halves[0]), hex_word(halves[1]));
-            if !(high_valid & low_valid) {
-                return None;
+            Gaps::IdThenWorker(id) => {
+                let id = id.read(bytes, at)?;
+                let at = second.passed(bytes, at + id.as_bytes().len())?;
+                let (name_bytes, worker) = workers.find_quoted(bytes.get(at..)?)?;
+                let fields = at + name_bytes;
+                let end = third.passed(bytes, fields)?;
+                (id, worker, bytes.get(fields..end)?, end)
             }
-            (u64::from(high) << 32) | u64::from(low)
+        };
+        let eight = |at: usize| fields.get(at..).and_then(|text| text.first_chunk::<8>());
+        let ([job, ntime], job_and_ntime_valid) = hex_pair(*eight(self.job)?, *eight(self.ntime)?);
+        let nonce = eight(self.nonce)?;
+        let ([nonce, version], nonce_and_version_valid) = hex_pair(*nonce, *self.version.map_or(Some(nonce), eight)?);
+        let sending = if self.job_has_sending { sending_of(fields.get(self.job + 8..self.job + 10)?)? } else { 0 };
+        let (extranonce2, extranonce2_valid) = if self.extranonce2_bytes == 8 {
+            hex_long(*fields.get(self.extranonce2..)?.first_chunk::<16>()?)
         } else {
-            number_of_bytes(text(self.extranonce2)?.get(..usize::from(self.extranonce2_bytes) * 2)?, self.extranonce2_bytes)?
+            let text = fields.get(self.extranonce2..self.extranonce2 + usize::from(self.extranonce2_bytes) * 2)?;
+            (number_of_bytes(text, self.extranonce2_bytes)?, true)
         };
-        let ((ntime, ntime_valid), (nonce, nonce_valid)) = (word(self.ntime)?, word(self.nonce)?);
-        let (rolled, rolled_valid) = match self.version {
-            None => (None, true),
-            Some(field) => word(field).map(|(version, valid)| (Some(version), valid))?,
-        };
-        if !(job_valid & ntime_valid & nonce_valid & rolled_valid) {
+        if !(job_and_ntime_valid & nonce_and_version_valid & extranonce2_valid) {
             return None;
         }
         let claim = Claim {
             id: Some(id),
-            worker,
+            worker: Some(worker),
             job: Some((job, sending)),
             extranonce2: Some(extranonce2),
             ntime: Some(ntime),
             nonce: Some(nonce),
-            rolled: Some(rolled),
+            rolled: Some(self.version.map(|_| version)),
             has_shape: true,
             names_job: true,
         };
-        Some((at, claim))
+        Some((end, claim))
     }
 }
 
-/// What stands for the id: a gap, or None where it stays (null, or no id); None of all where it cannot be taught.
-fn id_gap(request: &Request<'_>, body: &[u8], place: &Range<usize>) -> Option<Option<Gap>> {
+/// How the id varies, or None where it stays (null, or no id); None of all where it cannot be taught.
+fn id_gap(request: &Request<'_>, body: &[u8], place: &Range<usize>) -> Option<Option<Id>> {
     let id = request.id?;
     match body.get(place.clone()).unwrap_or_default() {
         b"" | b"null" => Some(None),
-        [b'"', ..] => Some(Some(Gap::Quoted)),
-        _ if id.as_bytes().iter().all(u8::is_ascii_digit) => Some(Some(Gap::Number)),
+        [b'"', ..] => Some(Some(Id::Quoted)),
+        _ if id.as_bytes().iter().all(u8::is_ascii_digit) => Some(Some(Id::Number)),
         _ => None,
     }
 }
 
-/// The bytes of a run that stay, sixteen at a time, as far as they go.
-fn chunks(line: &[u8], fixed: &[u8], span: &Range<usize>) -> Box<[Chunk]> {
-    let (texts, _) = line[span.clone()].as_chunks::<16>();
-    let (masks, _) = fixed[span.clone()].as_chunks::<16>();
-    texts.iter().zip(masks).map(|(text, mask)| Chunk { expected: std::array::from_fn(|at| text[at] & mask[at]), mask: *mask }).collect()
+impl Id {
+    #[inline(always)]
+    fn read(self, bytes: &[u8], at: usize) -> Option<IdToken> {
+        match self {
+            Self::Number => IdToken::of_digits(bytes, at),
+            Self::Quoted => quoted(bytes.get(at..)?),
+        }
+    }
 }
 
-/// The bytes of a run that stay behind its whole chunks, eight at a time.
-fn words(line: &[u8], fixed: &[u8], span: &Range<usize>) -> Box<[Word]> {
-    let word_at = |from: usize| -> Option<Word> {
-        let (text, stays) = (line.get(from..)?.first_chunk::<8>()?, fixed.get(from..)?.first_chunk::<8>()?);
+impl Chunk {
+    /// Of the bytes from `at` on those that stay and belong to `span`.
+    fn learn(line: &[u8], fixed: &[u8], span: &Range<usize>, at: usize) -> Option<Self> {
+        let (text, stays) = (line.get(at..)?.first_chunk::<16>()?, fixed.get(at..)?.first_chunk::<16>()?);
         // Bytes of the neighbouring runs are theirs to compare: between them the distance varies.
-        let mut mask = *stays;
-        for (at, byte) in mask.iter_mut().enumerate() {
-            if !span.contains(&(from + at)) {
-                *byte = 0;
-            }
-        }
-        let mask = u64::from_le_bytes(mask);
-        Some(Word { offset: (from as isize - span.start as isize) as i16, expected: u64::from_le_bytes(*text) & mask, mask })
-    };
-    let mut from: Vec<usize> = (span.end - span.len() % 16..span.end).step_by(8).collect();
-    if let Some(last) = from.last_mut() {
-        // The last word ends with its run, also where the run is shorter than a word; only at the start of a line there is nothing before it.
-        *last = span.end.saturating_sub(8);
+        let mask: [u8; 16] = std::array::from_fn(|lane| if span.contains(&(at + lane)) { stays[lane] } else { 0 });
+        Some(Self { expected: std::array::from_fn(|lane| text[lane] & mask[lane]), mask })
     }
-    from.into_iter().filter_map(word_at).filter(|word| word.mask != 0).collect()
+
+    /// Zero where the bytes are those that stay.
+    #[inline(always)]
+    fn differs(&self, text: [u8; 16]) -> u8x16 {
+        (u8x16::new(text) ^ u8x16::new(self.expected)) & u8x16::new(self.mask)
+    }
 }
 
 impl Run {
-    /// True when the bytes from `at` on are this run, hex digits aside.
+    /// None when the line is too short to have one.
+    fn learn(line: &[u8], fixed: &[u8], span: Range<usize>) -> Option<Self> {
+        let last_at = if span.start == 0 { span.end.saturating_sub(16) } else { span.end.checked_sub(16)? };
+        let chunks = (span.start..last_at.max(span.start)).step_by(16).map(|at| Chunk::learn(line, fixed, &span, at));
+        Some(Self {
+            bytes: span.len(),
+            chunks: chunks.collect::<Option<_>>()?,
+            last: Chunk::learn(line, fixed, &span, last_at)?,
+            last_at: last_at as isize - span.start as isize,
+        })
+    }
+
+    /// The end of this run where the bytes from `at` on are it, hex digits aside.
     #[inline(always)]
-    fn stands_at(&self, bytes: &[u8], at: usize) -> bool {
-        if at + self.bytes > bytes.len() {
-            return false;
-        }
-        let (texts, _) = bytes[at..at + self.bytes].as_chunks::<16>();
-        let mut differs = [0u8; 16];
-        for (text, chunk) in texts.iter().zip(&self.chunks) {
-            for (lane, differs) in differs.iter_mut().enumerate() {
-                *differs |= (text[lane] ^ chunk.expected[lane]) & chunk.mask[lane];
-            }
-        }
-        let mut rest = 0;
-        for word in &self.words {
-            let Some(text) = bytes.get(at.wrapping_add_signed(isize::from(word.offset))..).and_then(|text| text.first_chunk::<8>()) else {
-                return false;
-            };
-            rest |= (u64::from_le_bytes(*text) ^ word.expected) & word.mask;
-        }
-        (u128::from_ne_bytes(differs) | u128::from(rest)) == 0
+    fn passed(&self, bytes: &[u8], at: usize) -> Option<usize> {
+        let end = at + self.bytes;
+        let (texts, _) = bytes.get(at..end)?.as_chunks::<16>();
+        let last = bytes.get(at.wrapping_add_signed(self.last_at)..)?.first_chunk::<16>()?;
+        let differs =
+            texts.iter().zip(&self.chunks).fold(self.last.differs(*last), |differs, (text, chunk)| differs | chunk.differs(*text));
+        (u128::from_ne_bytes(differs.to_array()) == 0).then_some(end)
     }
 }
 
@@ -341,11 +322,11 @@ impl Shapes {
     /// Shapes at most: firmware and proxies of the field come to a few dozen.
     pub const MAX: usize = 128;
     /// Bytes of each, about.
-    pub const EACH_BYTES: usize = size_of::<Known>() + FIXED_BYTES_MAX / 16 * size_of::<Chunk>() + 6 * size_of::<Word>();
+    pub const EACH_BYTES: usize = size_of::<Known>() + FIXED_BYTES_MAX / 16 * size_of::<Chunk>();
 
     /// As `Shape::read`, by the shape of this number; None when there is none.
     #[inline]
-    pub fn read(&mut self, number: ShapeNumber, bytes: &[u8], workers: &mut Workers, extranonce2_bytes: u8) -> Option<(usize, Claim)> {
+    pub fn read(&mut self, number: ShapeNumber, bytes: &[u8], workers: &Workers, extranonce2_bytes: u8) -> Option<(usize, Claim)> {
         let known = self.known.get_mut(usize::from(number.0))?;
         let read = known.shape.read(bytes, workers, extranonce2_bytes)?;
         known.used = true;
