@@ -5,22 +5,24 @@
 
 use std::fmt::Write as _;
 
+use otedama_chain::driver::{LATE_BYTES, LATE_MAX};
 use otedama_pipeline::driver::Plan;
 use otedama_pipeline::stages::{
     CHUNK_BYTES, CONNECTION_BYTES, DUPLICATE_TABLE_BYTES, DUPLICATE_TABLES, EXTRANONCES_WAITING, IN_FLIGHT, ROOT_CACHE_BYTES,
     SHARED_CHUNKS, TEXT_BYTES_MAX,
 };
 use otedama_primitives::{Answer, BlockCandidate, Dimension, Submit, Verdict};
+use otedama_sharelog::LoggedRow;
 use otedama_stratum::v1::template::Shapes;
 use otedama_stratum::v1::workers::Workers;
 use otedama_stratum::vardiff::Memory;
 use serde::Serialize;
 
 use crate::config::{Ack, Config, Cores, WhenFull};
-use crate::jobs::KEPT_FOR_CANDIDATES;
+use crate::jobs::{JOBS_WAITING, KEPT_FOR_CANDIDATES};
 use crate::stats::CONNECTIONS_MAX;
 use crate::topology::depth;
-use crate::wiring::{JOURNAL_FILE_BYTES, SOCKET_BUFFER_BYTES};
+use crate::wiring::{CANDIDATES_WAITING, FLAGGED_WAITING, JOURNAL_FILE_BYTES, SOCKET_BUFFER_BYTES};
 
 /// Numbers that the code fixes. All bytes are of one item.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -296,6 +298,28 @@ pub fn bounds(config: &Config, limits: &Limits) -> Vec<Bound> {
         size(size_of::<BlockCandidate>()),
         Taken::AtStart,
         "the row carries the flag; chain reads it from the log",
+    );
+    bound(
+        "candidates to chain",
+        size(CANDIDATES_WAITING),
+        size(size_of::<BlockCandidate>()),
+        Taken::AtMost,
+        "they wait on ring validate_chain, and then in the log",
+    );
+    bound(
+        "candidates from the log",
+        size(FLAGGED_WAITING),
+        size(size_of::<LoggedRow>()),
+        Taken::AtMost,
+        "the sealer waits for chain, and log for the sealer",
+    );
+    bound("candidates too late", size(LATE_MAX), size(LATE_BYTES), Taken::AtMost, "chain writes them down before it takes more");
+    bound(
+        "jobs for a stage at rest",
+        size(JOBS_WAITING),
+        limits.job_bytes,
+        Taken::AtMost,
+        "the newest takes the place of the one before it, which no miner has seen",
     );
     bound("live jobs", limits.jobs_live, limits.job_bytes, Taken::AtStart, "the oldest job ends: its shares are stale (21)");
     bound(

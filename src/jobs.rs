@@ -16,6 +16,9 @@ const LIVE_MAX: usize = 8;
 /// Jobs whose tables are kept for candidates that come by way of the log.
 pub const KEPT_FOR_CANDIDATES: usize = 1024;
 
+/// Jobs that wait for a stage that takes none. Rings of jobs are deep: only a stage that stands still lets it come to this.
+pub const JOBS_WAITING: usize = 16;
+
 /// A job in the two forms in which stages hold it.
 type Pair = (Arc<ValidatedJob>, Arc<PublishedJob>);
 
@@ -40,7 +43,15 @@ impl JobDesk {
         job.id.counter().wrapping_add(self.salt)
     }
 
+    /// Where too many wait already, the newest of them gives its place: no stage has seen it, so no share can name it. That it ended the jobs before it is kept.
     fn publish(&mut self, job: &Job) {
+        let mut clean = job.clean;
+        if self.waiting.len() >= JOBS_WAITING
+            && let Some((_, given_up)) = self.waiting.pop_back()
+        {
+            clean |= given_up.job.clean;
+        }
+        let job = &Job { clean, ..job.clone() };
         self.waiting.push_back((Arc::new(ValidatedJob::new(job)), Arc::new(PublishedJob::new(job.clone(), self.salt))));
         self.tick();
     }
@@ -232,5 +243,56 @@ impl CandidatesFromLog {
                 self.extranonce1.insert(session.0, record.extranonce1);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use otedama_pipeline::ring::{Full, ring};
+    use otedama_primitives::{Coin, Hash256, RunId, Target};
+
+    fn job(counter: u32, clean: bool) -> Job {
+        let network_target = Target::from_compact(0x1d00_ffff).expect("difficulty 1");
+        Job {
+            id: RunId::new(1, 7).job(counter),
+            coin: Coin::Bitcoin,
+            height: counter,
+            prev_hash: Hash256([1; 32]),
+            version: 0x2000_0000,
+            nbits: 0x1d00_ffff,
+            ntime: 1_700_000_000,
+            ntime_min: 1_699_990_000,
+            coinbase_prefix: [&[1u8; 60][..], &counter.to_be_bytes()].concat().into(),
+            coinbase_suffix: vec![2; 90].into(),
+            branch: vec![Hash256([3; 32]); 2].into(),
+            extranonce2_bytes: 8,
+            network_target,
+            clean,
+            created_us: 1,
+        }
+    }
+
+    #[test]
+    fn jobs_for_a_stage_at_rest_are_bounded_and_the_newest_and_the_end_of_the_old_ones_survive() {
+        let (to_validate, mut validate, _) = ring("chain_validate", 4, Full::Wait);
+        let (to_net, mut net, _) = ring("chain_net", 4, Full::Wait);
+        let mut desk = JobDesk::new(vec![to_validate], vec![to_net], vec![], 0);
+        // More than the rings and the desk hold, while nobody takes any; one that is given up later ends all jobs before it.
+        let (last, clean) = (JOBS_WAITING as u32 + 40, JOBS_WAITING as u32 + 30);
+        for counter in 1..=last {
+            desk.publish(&job(counter, counter == clean));
+            assert!(desk.waiting.len() <= JOBS_WAITING);
+        }
+        let mut taken = vec![];
+        while let Some(published) = net.pop() {
+            assert_eq!(validate.pop().map(|validated| validated.id), Some(published.job.id), "both stages get the same jobs");
+            taken.push((published.job.id.counter(), published.job.clean));
+            desk.tick();
+        }
+        assert_eq!(taken.len(), 4 + JOBS_WAITING);
+        assert!(taken.is_sorted_by(|one, two| one.0 < two.0));
+        assert_eq!(taken.last(), Some(&(last, true)), "the newest job ends what the one before it would have ended");
+        assert!(taken[..taken.len() - 1].iter().all(|&(_, clean)| !clean));
     }
 }

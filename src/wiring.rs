@@ -35,8 +35,17 @@ use tokio::sync::{Notify, mpsc, watch};
 pub const JOURNAL_FILE_BYTES: u64 = 32 << 20;
 /// Seal after this long where nobody ships: by rows or ten minutes.
 const SEAL_ALONE_MS: u64 = 600_000;
-/// How often the control core looks at block candidates and duplicate tables.
-const CONTROL_TICK: Duration = Duration::from_millis(1);
+/// How often the control core looks at duplicate tables and job rings. Candidates ring a bell. A lane at two million shares a second takes the rest of its newest
+/// table, past the three quarters at which a new job is asked for, in some fifty milliseconds.
+const CONTROL_TICK: Duration = Duration::from_millis(10);
+/// The same while something waits that had no room, and where captured jobs are due by the lines that were taken.
+const CONTROL_TICK_BUSY: Duration = Duration::from_millis(1);
+/// Block candidates on their way to the chain task. While they are so many, those behind wait on their rings, and those behind these in the log.
+pub const CANDIDATES_WAITING: usize = 1024;
+/// Rows on their way from the sealer to the chain thread whose candidate found its ring full. While they are so many the sealer waits.
+pub const FLAGGED_WAITING: usize = 1 << 14;
+/// Commands on their way to the chain task: those for a new job are one, and the one to stop is given again until it is taken.
+const COMMANDS_WAITING: usize = 16;
 /// Candidates taken from the log in one tick.
 const FLAGGED_PER_TICK: usize = 512;
 /// A lane whose newest duplicate table has grown by this since a new job was asked for asks again.
@@ -440,11 +449,12 @@ impl Pool {
         let stats_server = StatsServer::start(stats_listener, stats.clone(), move || pin_softly(stats_core))
             .map_err(|error| StartError::environment("starting the stats endpoint", error))?;
 
-        let (commands, command_rx) = mpsc::unbounded_channel();
-        let (candidates, candidate_rx) = mpsc::unbounded_channel();
+        let (commands, command_rx) = mpsc::channel(COMMANDS_WAITING);
+        let (candidates, candidate_rx) = mpsc::channel(CANDIDATES_WAITING);
         let (stop_control, stop_chain) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
         let job_owed: Arc<AtomicBool> = Arc::default();
-        let (flagged, flagged_rows) = mpsc::unbounded_channel();
+        let (flagged, flagged_rows) = mpsc::channel(FLAGGED_WAITING);
+        let flagged = FlaggedRows { rows: flagged, bell: candidate_found.clone() };
         let chain = ChainThread {
             core: cores.control,
             settings: ChainSettings {
@@ -622,15 +632,15 @@ struct ReplayedJobs {
 struct ShareWatch {
     desk: Arc<Mutex<JobDesk>>,
     blocks: Vec<Rx<BlockCandidate>>,
-    candidates: mpsc::UnboundedSender<BlockCandidate>,
-    commands: mpsc::UnboundedSender<Command>,
+    candidates: mpsc::Sender<BlockCandidate>,
+    commands: mpsc::Sender<Command>,
     /// Set once nothing new can come.
     stop: Arc<AtomicBool>,
     validate_metrics: Vec<Arc<ValidateMetrics>>,
     /// Shares in a lane's newest table when a new job was last asked for; 0 when it is not under pressure.
     asked_at: Vec<u64>,
     from_log: CandidatesFromLog,
-    flagged_rows: mpsc::UnboundedReceiver<LoggedRow>,
+    flagged_rows: mpsc::Receiver<LoggedRow>,
     /// Set while a job could not be recorded, and so is owed to the miners.
     job_owed: Arc<AtomicBool>,
     pool_stats: Arc<PoolStats>,
@@ -639,31 +649,44 @@ struct ShareWatch {
 }
 
 impl ShareWatch {
-    fn tick(&mut self) {
+    /// Asks for a new job. Where so many commands wait that this one has no room, one of them asks already.
+    fn want_job(&self) {
+        let _ = self.commands.try_send(Command::NewJobWanted);
+    }
+
+    /// True when something waits that had no room.
+    fn tick(&mut self) -> bool {
         // Looked at before the rings are. Acquire pairs with the Release after stages and sealer have ended: what they left is seen below.
         let is_last = self.stop.load(Ordering::Acquire);
         for ring in &mut self.blocks {
-            while let Some(candidate) = ring.pop() {
-                // The chain task may have stopped: then the flagged row is what remains.
-                let _ = self.candidates.send(candidate);
+            while self.candidates.capacity() > 0
+                && let Some(candidate) = ring.pop()
+            {
+                // The chain task may have ended: then the flagged row is what remains.
+                let _ = self.candidates.try_send(candidate);
             }
             ring.publish();
         }
-        // Bounded, as the chain task shares this thread; at the last look everything is taken.
-        for _ in 0..if is_last { usize::MAX } else { FLAGGED_PER_TICK } {
+        // Bounded, as the chain task shares this thread.
+        for _ in 0..FLAGGED_PER_TICK {
+            if self.candidates.capacity() == 0 {
+                break;
+            }
             let Ok(row) = self.flagged_rows.try_recv() else { break };
             if let Some(candidate) = self.from_log.rebuild(&row) {
-                let _ = self.candidates.send(candidate);
+                let _ = self.candidates.try_send(candidate);
             }
         }
+        let waits = !self.flagged_rows.is_empty() || self.blocks.iter().any(|ring| ring.available() > 0);
         if let Some(replay) = &mut self.replay {
             let lines = replay.nets.iter().map(|net| net.line_received.load(Ordering::Relaxed)).sum();
             match replay.turns.next(lines, lock(&self.desk).newest_sent()) {
                 None => {}
-                Some(JobTurn::Again) => drop(self.commands.send(Command::NewJobWanted)),
+                Some(JobTurn::Again) => self.want_job(),
                 Some(JobTurn::Blocks(count)) => (0..count).for_each(|_| replay.practice.mine_elsewhere()),
             }
         }
+        let mut is_wanted = false;
         let lanes = if self.replay.is_some() { &[][..] } else { &self.validate_metrics[..] };
         for (metrics, asked) in lanes.iter().zip(&mut self.asked_at) {
             let used = metrics.duplicate_table_newest_used.load(Ordering::Relaxed);
@@ -671,20 +694,25 @@ impl ShareWatch {
                 *asked = 0;
             } else if *asked == 0 || used >= *asked + ASK_AGAIN_AFTER {
                 *asked = used;
-                let _ = self.commands.send(Command::NewJobWanted);
+                is_wanted = true;
             }
         }
-        lock(&self.desk).tick();
-        if is_last {
-            let _ = self.commands.send(Command::Stop);
+        if is_wanted {
+            self.want_job();
         }
+        lock(&self.desk).tick();
+        if is_last && !waits {
+            // Without room for it now it is given at the next tick.
+            let _ = self.commands.try_send(Command::Stop);
+        }
+        waits
     }
 
     /// Once a second: latencies are taken in, and a job that could not be recorded is asked for again.
     fn slow_tick(&mut self) {
         self.pool_stats.collect();
         if self.job_owed.load(Ordering::Relaxed) {
-            let _ = self.commands.send(Command::NewJobWanted);
+            self.want_job();
         }
     }
 }
@@ -696,8 +724,8 @@ struct ChainThread {
     sink: PoolSink<WallClock>,
     clock: WallClock,
     stats: Arc<ChainStats>,
-    candidate_rx: mpsc::UnboundedReceiver<BlockCandidate>,
-    command_rx: mpsc::UnboundedReceiver<Command>,
+    candidate_rx: mpsc::Receiver<BlockCandidate>,
+    command_rx: mpsc::Receiver<Command>,
     /// Rung by the validate stages.
     candidate_found: Arc<Notify>,
     watch: ShareWatch,
@@ -721,14 +749,15 @@ impl ChainThread {
         let ticking = async move {
             let mut last_slow = Instant::now();
             let mut last_second = Instant::now();
-            let mut tick = tokio::time::interval(CONTROL_TICK);
-            tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            let calm = if watch.replay.is_some() { CONTROL_TICK_BUSY } else { CONTROL_TICK };
+            let mut waits = false;
             loop {
+                // While something waits the bell has been heard: it would only ring again.
                 tokio::select! {
-                    _ = tick.tick() => {}
-                    () = candidate_found.notified() => {}
+                    () = tokio::time::sleep(if waits { CONTROL_TICK_BUSY } else { calm }) => {}
+                    () = candidate_found.notified(), if !waits => {}
                 }
-                watch.tick();
+                waits = watch.tick();
                 if last_slow.elapsed() >= SLOW_TICK {
                     last_slow = Instant::now();
                     clock.resync();
@@ -749,9 +778,28 @@ impl ChainThread {
     }
 }
 
+/// Where the sealer puts the block candidates that found their ring full.
+struct FlaggedRows {
+    rows: mpsc::Sender<LoggedRow>,
+    /// Wakes the chain thread.
+    bell: Arc<Notify>,
+}
+
+impl FlaggedRows {
+    /// Waits for room: a candidate is never lost, and the sealer is no share core. Where it waits for long the journal fills, and then miners wait.
+    fn put(&self, row: LoggedRow) {
+        if let Err(mpsc::error::TrySendError::Full(row)) = self.rows.try_send(row) {
+            self.bell.notify_one();
+            // Nobody listens any more when the pool has stopped; the row stays flagged in the log.
+            let _ = self.rows.blocking_send(row);
+        }
+        self.bell.notify_one();
+    }
+}
+
 fn start_sealer(
     mut sealer: Sealer,
-    flagged: mpsc::UnboundedSender<LoggedRow>,
+    flagged: FlaggedRows,
     log_full: Arc<AtomicBool>,
     clock: WallClock,
     core: usize,
@@ -759,8 +807,7 @@ fn start_sealer(
 ) -> Result<JoinHandle<bool>, StartError> {
     sealer.on_block_row(move |row| {
         if row.flags & otedama_primitives::flags::FROM_LOG != 0 {
-            // Nobody listens any more when the pool has stopped; the row stays flagged in the log.
-            let _ = flagged.send(*row);
+            flagged.put(*row);
         }
     });
     spawn("sealer", core, move || {
@@ -849,4 +896,52 @@ pub fn chain_of(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(nonce: u32) -> LoggedRow {
+        LoggedRow {
+            instance: 0,
+            seg: 0,
+            seq: 0,
+            arrival_us: 0,
+            session: 0,
+            worker: 0,
+            job: 1,
+            coin: 0,
+            status: 0,
+            flags: otedama_primitives::flags::FROM_LOG,
+            work: 1,
+            share_difficulty: 1.0,
+            nonce,
+            ntime: 0,
+            version: 0,
+            extranonce2: 0,
+            latency_us: 0,
+        }
+    }
+
+    #[test]
+    fn a_flagged_row_waits_for_room_and_is_not_lost() {
+        const ROWS: u32 = 1000;
+        let (rows, mut taken) = mpsc::channel(2);
+        let flagged = FlaggedRows { rows, bell: Arc::default() };
+        let sealer = std::thread::spawn(move || (0..ROWS).for_each(|number| flagged.put(row(number))));
+        for number in 0..ROWS {
+            assert_eq!(taken.blocking_recv().map(|row| row.nonce), Some(number));
+        }
+        sealer.join().expect("no panic");
+        assert!(taken.blocking_recv().is_none());
+    }
+
+    #[test]
+    fn a_flagged_row_without_a_listener_keeps_nobody_waiting() {
+        let (rows, taken) = mpsc::channel(1);
+        let flagged = FlaggedRows { rows, bell: Arc::default() };
+        drop(taken);
+        (0..10).for_each(|number| flagged.put(row(number)));
+    }
 }

@@ -14,7 +14,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::mpsc::{Receiver, UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 
@@ -28,8 +28,10 @@ const PARENTS_KEPT: usize = 4_096;
 const WAITING_MAX: usize = 1_024;
 /// Late candidates written down in one turn of the task.
 const LATE_PER_TURN: usize = 64;
-/// Late candidates that may wait, about 250 bytes each; above it they are written down between the others.
-const LATE_MAX: usize = 1 << 18;
+/// Candidates on decided parents that may wait to be written down; above it they are written down between the others.
+pub const LATE_MAX: usize = 1 << 18;
+/// Bytes of one.
+pub const LATE_BYTES: usize = size_of::<Late>();
 /// Hashes remembered so that a candidate that arrives twice (by ring and from the log) counts once.
 const SEEN_KEPT: usize = 8_192;
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
@@ -131,8 +133,8 @@ pub async fn run<N: NodeRpc, S: ChainSink, C: Clock>(
     sink: S,
     clock: C,
     stats: Arc<ChainStats>,
-    mut candidates: UnboundedReceiver<BlockCandidate>,
-    mut commands: UnboundedReceiver<Command>,
+    mut candidates: Receiver<BlockCandidate>,
+    mut commands: Receiver<Command>,
 ) -> Result<(), CoinbaseError> {
     let mut driver = Driver::new(settings, Arc::new(nodes), sink, clock, stats)?;
     let mut events = driver.start();
@@ -334,6 +336,8 @@ impl<N: NodeRpc, S: ChainSink, C: Clock> Driver<N, S, C> {
     }
 
     /// Asks every node for a template: the first to answer puts the pool to work, so that a hanging node at the head of the list delays nothing.
+    ///
+    /// The channel of events is bounded by what is asked: a node has at most one template, one tip and one long poll under way, and a parent one block.
     fn start(&mut self) -> UnboundedReceiver<Event> {
         let (sender, receiver) = unbounded_channel();
         self.events = Some(sender);

@@ -50,6 +50,7 @@ pub(crate) struct Settling<N> {
 /// Sends the block to every node at once; the tasks that do so are ready to run when this returns.
 pub(crate) fn settle<N: NodeRpc>(nodes: Arc<N>, block: Arc<BlockHex>, hash: Hash256) -> Settling<N> {
     let settled = Arc::new(AtomicBool::new(false));
+    // Bounded by the nodes: each reports what it said about this block, and then what its tip says.
     let (report, answers) = mpsc::unbounded_channel();
     for node in 0..nodes.nodes() {
         let one = ToOneNode { nodes: Arc::clone(&nodes), node, hash, settled: Arc::clone(&settled), report: report.clone() };

@@ -7,7 +7,7 @@ use otedama_primitives::{BlockCandidate, Clock, Hash256, Job, ManualClock, RunId
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
-use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+use tokio::sync::mpsc::{Sender, channel};
 use tokio::time::{Instant, sleep};
 
 const URLS: [&str; 3] = ["http://a:8332", "http://b:8332", "http://c:8332"];
@@ -208,8 +208,8 @@ struct Pool {
     recorder: Recorder,
     clock: ManualClock,
     stats: Arc<ChainStats>,
-    candidates: UnboundedSender<BlockCandidate>,
-    commands: UnboundedSender<Command>,
+    candidates: Sender<BlockCandidate>,
+    commands: Sender<Command>,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -227,8 +227,8 @@ impl Pool {
             refresh_s: 30,
         };
         let (recorder, clock, stats) = (Recorder::default(), ManualClock::at(1_000_000), Arc::new(ChainStats::default()));
-        let (candidates, candidates_rx) = unbounded_channel();
-        let (commands, commands_rx) = unbounded_channel();
+        let (candidates, candidates_rx) = channel(1 << 16);
+        let (commands, commands_rx) = channel(16);
         let running = otedama_chain::run(settings, nodes, recorder.clone(), clock.clone(), Arc::clone(&stats), candidates_rx, commands_rx);
         let task = tokio::spawn(async move { running.await.expect("good settings") });
         Self { recorder, clock, stats, candidates, commands, task }
@@ -257,7 +257,7 @@ impl Pool {
 
     fn submit(&self, job: &Job, extranonce2: u64) -> BlockCandidate {
         let candidate = solve(job, extranonce2);
-        self.candidates.send(candidate).expect("running");
+        self.candidates.try_send(candidate).expect("running");
         candidate
     }
 
@@ -460,8 +460,8 @@ async fn a_node_of_another_chain_is_refused_by_name_and_one_that_does_not_tell_i
 async fn a_new_job_on_demand_has_the_same_template_and_another_number() {
     let pool = Pool::start(Fake::of(1));
     pool.until_jobs(1).await;
-    pool.commands.send(Command::NewJobWanted).expect("running");
-    pool.commands.send(Command::NewJobWanted).expect("running");
+    pool.commands.try_send(Command::NewJobWanted).expect("running");
+    pool.commands.try_send(Command::NewJobWanted).expect("running");
     pool.until_jobs(2).await;
     sleep(Duration::from_secs(1)).await;
     let jobs = pool.jobs();
@@ -617,9 +617,9 @@ async fn a_candidate_counts_once_and_one_of_an_unknown_job_is_told() {
     pool.until_jobs(1).await;
     let job = pool.newest();
     let candidate = pool.submit(&job, 1);
-    pool.candidates.send(candidate).expect("running");
+    pool.candidates.try_send(candidate).expect("running");
     let unknown = BlockCandidate { job: RunId::new(9, 9).job(9), hash: hash("unknown"), ..candidate };
-    pool.candidates.send(unknown).expect("running");
+    pool.candidates.try_send(unknown).expect("running");
     let wrong = BlockCandidate { hash: hash("wrong"), ..solve(&job, 2) };
     pool.until_settled(2).await;
     assert_eq!(pool.stats().blocks_found, 2);
@@ -627,7 +627,7 @@ async fn a_candidate_counts_once_and_one_of_an_unknown_job_is_told() {
     // On the next parent: a candidate whose header is not what it claims never reaches a node.
     pool.until_jobs(2).await;
     let wrong = BlockCandidate { job: pool.newest().id, ..wrong };
-    pool.candidates.send(wrong).expect("running");
+    pool.candidates.try_send(wrong).expect("running");
     pool.until_settled(3).await;
     assert!(pool.reason_of(wrong.hash).contains("the assembled header hashes to"), "{}", pool.reason_of(wrong.hash));
     assert_eq!(pool.stats().blocks_rejected, 2);
@@ -640,7 +640,7 @@ async fn a_stop_waits_for_a_block_on_its_way() {
     let pool = Pool::start(fake);
     pool.until_jobs(1).await;
     let block = pool.submit(&pool.newest(), 1);
-    pool.commands.send(Command::Stop).expect("running");
+    pool.commands.try_send(Command::Stop).expect("running");
     pool.task.await.expect("joined");
     let events = pool.recorder.0.lock().expect("lock").1.clone();
     assert_eq!(events.last().map(|event| (event.status, event.hash)), Some((BlockStatus::Accepted, block.hash)));

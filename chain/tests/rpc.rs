@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+use tokio::sync::mpsc::{UnboundedSender, channel, unbounded_channel};
 
 /// What the server does with a call.
 #[derive(Clone)]
@@ -327,14 +327,14 @@ async fn the_chain_task_works_over_http_past_a_broken_and_a_dead_node() {
         refresh_s: 30,
     };
     let (jobs, mut published) = unbounded_channel();
-    let (_candidates, candidates) = unbounded_channel();
-    let (commands, commands_rx) = unbounded_channel();
+    let (_candidates, candidates) = channel(16);
+    let (commands, commands_rx) = channel(16);
     let stats = Arc::new(ChainStats::default());
     let task = tokio::spawn(otedama_chain::run(chain, nodes, Jobs(jobs), ManualClock::at(1), Arc::clone(&stats), candidates, commands_rx));
     let job = published.recv().await.expect("a job");
     assert_eq!((job.height, job.clean), (205, true));
     assert_eq!(stats.snapshot(1).node, well.url);
-    commands.send(Command::Stop).expect("running");
+    commands.try_send(Command::Stop).expect("running");
     task.await.expect("joined").expect("good settings");
 }
 
@@ -423,8 +423,8 @@ fn measure_candidate_to_submitblock() {
         let assembler = AssemblerSettings { payout_script: practice_payout_script(), tag: "/test/".into(), extranonce2_bytes: 8 };
         let chain = ChainSettings { run: RunId::new(1, 1), network: Network::Regtest, assembler, poll_ms: 500, refresh_s: 30 };
         let (jobs, mut published) = unbounded_channel();
-        let (candidates, candidates_rx) = unbounded_channel();
-        let (_commands, commands_rx) = unbounded_channel();
+        let (candidates, candidates_rx) = channel(1 << 16);
+        let (_commands, commands_rx) = channel(16);
         tokio::spawn(otedama_chain::run(chain, nodes, Jobs(jobs), ManualClock::at(1), Arc::default(), candidates_rx, commands_rx));
         let mut times_us = Vec::new();
         for _ in 0..ROUNDS {
@@ -449,7 +449,7 @@ fn measure_candidate_to_submitblock() {
                 candidate.nonce += 1;
             }
             let sent = Instant::now();
-            candidates.send(candidate).expect("running");
+            candidates.try_send(candidate).expect("running");
             let at = loop {
                 match arrivals.try_recv() {
                     Ok(at) => break at,

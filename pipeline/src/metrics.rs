@@ -69,6 +69,8 @@ stage_metrics! {
         Gauge session_doubled = "Sessions whose difficulty is doubled because of overload";
         Counter difficulty_doubled = "Doublings of a session's difficulty because of overload";
         Counter connection_closed_unfinished = "Connections closed because no memory was left for their unfinished line";
+        Counter poll_failed = "Polls of the sockets' driver that failed; the first of each kind is in the server's output";
+        Counter receive_unbuffered = "Receives of io_uring that found all buffers in use (ENOBUFS) and were armed again";
         Counter line_received = "Lines received";
         Counter line_matched = "Submits that were read by comparing them with an earlier one of their connection";
         Counter line_scanned = "Lines that the scanner read";

@@ -1,6 +1,8 @@
 //! The production stages under a seeded schedule: one thread, injected sockets, clock, journal and jobs. A failing seed is a bug report.
 use otedama_kernels::Isa;
-use otedama_pipeline::driver::{Driver, Event, Slot};
+#[cfg(target_os = "linux")]
+use otedama_pipeline::driver::UringDriver;
+use otedama_pipeline::driver::{DoorSettings, Driver, Event, Listener, MioDriver, Slot};
 use otedama_pipeline::metrics::{LogMetrics, NetMetrics, ValidateMetrics};
 use otedama_pipeline::ring::{Full, Rx, Tx, ring};
 use otedama_pipeline::stages::{
@@ -12,8 +14,8 @@ use otedama_primitives::{
 };
 use otedama_stratum::v1::{self, PublishedJob};
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::io;
-use std::net::SocketAddr;
+use std::io::{self, BufRead, BufReader, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -745,19 +747,7 @@ impl Append for Sink {
 
 #[test]
 fn a_share_allocates_nothing_from_socket_to_answer() {
-    let answered = Arc::new(AtomicU64::new(0));
-    let hello =
-        "{\"id\":1,\"method\":\"mining.subscribe\",\"params\":[]}\n{\"id\":2,\"method\":\"mining.authorize\",\"params\":[\"a.b\",\"\"]}\n";
-    let line = "{\"id\":7,\"method\":\"mining.submit\",\"params\":[\"a.b\",\"51510001\",\"0000000000000001\",\"6553f100\",\"00000000\"]}\n";
-    let at = line.len() - "00000000\"]}\n".len();
-    let treadmill = Treadmill {
-        hello: hello.into(),
-        submits: [line, line].concat().into(),
-        nonce_at: [at, line.len() + at],
-        nonce: 0,
-        events: 0,
-        answered: answered.clone(),
-    };
+    let (treadmill, answered) = treadmill();
     let mut world = world(vec![treadmill], Sink, 1, 1 << 14, 2.4e-10);
     world.publish_job(true);
     let mut turn = |turns: usize| {
@@ -779,4 +769,214 @@ fn a_share_allocates_nothing_from_socket_to_answer() {
         world.sum(|metrics| read(&metrics.share_duplicate_refused)),
         "each twin was refused"
     );
+}
+
+/// Its polls fail as it is told to; then it is a treadmill.
+struct Failing {
+    errors: VecDeque<i32>,
+    then: Treadmill,
+}
+
+impl Driver for Failing {
+    fn poll(&mut self, timeout: Duration) -> io::Result<()> {
+        self.errors.pop_front().map_or_else(|| self.then.poll(timeout), |code| Err(io::Error::from_raw_os_error(code)))
+    }
+
+    fn event(&mut self) -> Option<Event> {
+        if self.errors.is_empty() { self.then.event() } else { None }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        self.then.bytes()
+    }
+
+    fn reply(&mut self, slot: Slot, bytes: &[u8]) {
+        self.then.reply(slot, bytes);
+    }
+
+    fn flush(&mut self) {}
+
+    fn close(&mut self, _: Slot) {}
+
+    fn accept(&mut self, _: bool) {}
+
+    fn bytes_sent(&self) -> u64 {
+        0
+    }
+
+    fn closed_slow(&self) -> u64 {
+        0
+    }
+
+    fn refused(&self) -> u64 {
+        0
+    }
+
+    fn without_buffer(&self) -> u64 {
+        17
+    }
+
+    fn name(&self) -> &'static str {
+        "failing"
+    }
+}
+
+const HELLO: &str =
+    "{\"id\":1,\"method\":\"mining.subscribe\",\"params\":[]}\n{\"id\":2,\"method\":\"mining.authorize\",\"params\":[\"a.b\",\"\"]}\n";
+
+/// A connection on its treadmill, and how many answers it has had.
+fn treadmill() -> (Treadmill, Arc<AtomicU64>) {
+    let answered = Arc::new(AtomicU64::new(0));
+    let line = "{\"id\":7,\"method\":\"mining.submit\",\"params\":[\"a.b\",\"51510001\",\"0000000000000001\",\"6553f100\",\"00000000\"]}\n";
+    let at = line.len() - "00000000\"]}\n".len();
+    let treadmill = Treadmill {
+        hello: HELLO.into(),
+        submits: [line, line].concat().into(),
+        nonce_at: [at, line.len() + at],
+        nonce: 0,
+        events: 0,
+        answered: answered.clone(),
+    };
+    (treadmill, answered)
+}
+
+#[test]
+fn failed_polls_are_counted_and_pass() {
+    let (then, answered) = treadmill();
+    // EBADF twice, ENOMEM, EBADF: two that are told.
+    let driver = Failing { errors: [9, 9, 12, 9].into(), then };
+    let mut world = world(vec![driver], Sink, 1, 1 << 14, 2.4e-10);
+    world.publish_job(true);
+    for failed in 1..=3 {
+        world.step(0);
+        assert_eq!(world.sum(|metrics| read(&metrics.poll_failed)), failed);
+    }
+    // The loop takes a failed wait for a wait: it neither spins on it nor sleeps beside it.
+    assert!(world.stages[0].wait(Duration::from_millis(1)));
+    for _ in 0..4 {
+        for stage in 0..world.stages.len() {
+            world.step(stage);
+        }
+    }
+    assert_eq!(world.sum(|metrics| read(&metrics.poll_failed)), 4);
+    assert!(answered.load(Ordering::Relaxed) > 0, "shares flow once polls go well");
+    assert_eq!(world.sum(|metrics| read(&metrics.receive_unbuffered)), 17, "the driver's own count is exported");
+}
+
+/// Miners on real sockets, in a thread of their own: each sends a burst of fresh shares and reads as many answers, in rounds of all of them.
+struct Sockets {
+    peers: Vec<(TcpStream, BufReader<TcpStream>)>,
+    number: u64,
+}
+
+impl Sockets {
+    fn connect(address: SocketAddr, count: usize) -> Self {
+        let connect = |_| {
+            let stream = TcpStream::connect(address).expect("the server listens");
+            stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a socket");
+            stream.set_nodelay(true).expect("a socket");
+            let reader = BufReader::new(stream.try_clone().expect("a descriptor"));
+            (stream, reader)
+        };
+        Self { peers: (0..count).map(connect).collect(), number: 0 }
+    }
+
+    fn line_of(&mut self, peer: usize) -> String {
+        let mut line = String::new();
+        self.peers[peer].1.read_line(&mut line).expect("the server answers");
+        line
+    }
+
+    fn hello(&mut self) {
+        for peer in 0..self.peers.len() {
+            self.peers[peer].0.write_all(HELLO.as_bytes()).expect("sent");
+            while !self.line_of(peer).contains("mining.notify\",\"params\":[\"51510001") {}
+        }
+    }
+
+    fn round(&mut self, burst: usize) {
+        for peer in 0..self.peers.len() {
+            let mut bytes = String::new();
+            for _ in 0..burst {
+                self.number += 1;
+                let number = self.number;
+                bytes += &format!(
+                    "{{\"id\":7,\"method\":\"mining.submit\",\"params\":[\"a.b\",\"51510001\",\"{number:016x}\",\"6553f100\",\"00000000\"]}}\n"
+                );
+            }
+            self.peers[peer].0.write_all(bytes.as_bytes()).expect("sent");
+        }
+        for peer in 0..self.peers.len() {
+            for _ in 0..burst {
+                let line = self.line_of(peer);
+                assert!(line.contains("true"), "a fresh share is accepted: {line}");
+            }
+        }
+    }
+}
+
+/// Bursts of one share up to what a net reads in a step; the longest come while nothing is counted yet as well.
+const BURSTS: [usize; 6] = [32, 1, 3, 16, 1, 32];
+
+fn a_share_allocates_nothing_over<D: Driver + 'static>(open: impl FnOnce(&Listener, DoorSettings) -> Option<D>) {
+    let socket = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = socket.local_addr().expect("bound");
+    let listener = Listener::new(vec![socket], 1).expect("non-blocking");
+    let Some(driver) = open(&listener, DoorSettings { connections_max: 64, ..DoorSettings::default() }) else { return };
+    let mut world = world(vec![driver], Sink, 1, 1 << 14, 2.4e-10);
+    world.publish_job(true);
+    // 0: warming up; 1: warm, and waiting to be counted; 2: counted; 3: done.
+    let phase = Arc::new(AtomicUsize::new(0));
+    let miners = std::thread::spawn({
+        let phase = phase.clone();
+        move || {
+            let mut sockets = Sockets::connect(address, 40);
+            sockets.hello();
+            (0..4).for_each(|_| BURSTS.iter().for_each(|&burst| sockets.round(burst)));
+            phase.store(1, Ordering::SeqCst);
+            while phase.load(Ordering::SeqCst) == 1 {
+                std::thread::yield_now();
+            }
+            (0..12).for_each(|_| BURSTS.iter().for_each(|&burst| sockets.round(burst)));
+            phase.store(3, Ordering::SeqCst);
+            // Open until all is counted: a connection that ends may cost memory, a share may not.
+            sockets
+        }
+    });
+    let mut turn_until = |wanted: usize| {
+        while phase.load(Ordering::SeqCst) != wanted && !miners.is_finished() {
+            let busy = (0..world.stages.len()).filter(|&stage| world.step(stage) != Regime::CaughtUp).count();
+            if busy == 0 {
+                world.stages[0].wait(Duration::from_millis(1));
+            }
+        }
+        world.sum(|metrics| read(&metrics.share_accepted))
+    };
+    let before = turn_until(1);
+    let mut after = 0;
+    let counted = allocation_counter::measure(|| {
+        phase.store(2, Ordering::SeqCst);
+        after = turn_until(3);
+    });
+    drop(miners.join().expect("every share was answered with true"));
+    let shares = after - before;
+    assert!(shares >= 12 * 40 * BURSTS.iter().sum::<usize>() as u64, "shares flowed: {shares}");
+    assert_eq!(counted.count_total, 0, "allocations of the thread of all stages over {shares} shares");
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_share_over_real_sockets_allocates_nothing_with_io_uring() {
+    a_share_allocates_nothing_over(|listener, settings| {
+        if let Err(error) = UringDriver::probe() {
+            eprintln!("skipped: {}", error.reason());
+            return None;
+        }
+        Some(UringDriver::new(listener, 0, settings).expect("the probe passed"))
+    });
+}
+
+#[test]
+fn a_share_over_real_sockets_allocates_nothing_with_mio() {
+    a_share_allocates_nothing_over(|listener, settings| Some(MioDriver::new(listener, 0, settings).expect("a selector")));
 }

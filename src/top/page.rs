@@ -170,6 +170,10 @@ impl Page {
                 "step": self.now.metric("otedama_net_overload_step"),
                 "sessions_doubled": self.now.metric("otedama_net_session_doubled"),
             },
+            "sockets": {
+                "polls_failed": self.now.metric("otedama_net_poll_failed_total"),
+                "receives_unbuffered": self.now.metric("otedama_net_receive_unbuffered_total"),
+            },
             "stats": self.now.stats,
             "status": self.now.status,
         })
@@ -265,6 +269,14 @@ impl Page {
                 count("/connections/refused"),
                 count("/lines_refused")
             )),
+        ]);
+        let (polls_failed, unbuffered) = (now.metric("otedama_net_poll_failed_total"), now.metric("otedama_net_receive_unbuffered_total"));
+        if polls_failed + unbuffered > 0.0 {
+            let tone = if polls_failed > 0.0 { Tone::Warn } else { Tone::Plain };
+            let text = format!("sockets  {} polls failed, {} receives found no buffer", short(polls_failed), short(unbuffered));
+            lines.push(Line::new(text, tone));
+        }
+        lines.extend([
             plain(refused(&["stale", "duplicate", "low_difficulty", "overload"])),
             plain(refused(&["bad_time", "bad_version", "malformed", "unauthorized"])),
             plain(format!("chain    {}  height {height}  template {template}", cut(now.word("/chain"), 16))),

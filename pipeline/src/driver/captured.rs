@@ -226,6 +226,10 @@ impl<D: Driver> Driver for Captured<D> {
         self.inner.refused()
     }
 
+    fn without_buffer(&self) -> u64 {
+        self.inner.without_buffer()
+    }
+
     fn name(&self) -> &'static str {
         self.inner.name()
     }

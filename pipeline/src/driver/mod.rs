@@ -93,6 +93,11 @@ pub trait Driver: Send {
     /// Connections refused at the door.
     fn refused(&self) -> u64;
 
+    /// Receives that found all buffers in use (ENOBUFS) and were armed again; 0 where a driver reads into one buffer.
+    fn without_buffer(&self) -> u64 {
+        0
+    }
+
     /// `mio`, `uring`, `simulated`.
     fn name(&self) -> &'static str;
 }

@@ -14,6 +14,7 @@ use otedama_primitives::{Answer, Clock, Dimension, ShareStatus, Submit, Work};
 use otedama_stratum::Extranonces;
 use otedama_stratum::v1::{self, IdToken, JobBook, PublishedJob, Reader, Session};
 use std::collections::VecDeque;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
@@ -34,6 +35,10 @@ const READ_AHEAD_US: u64 = 500;
 const ANSWERS_PER_STEP: usize = 4096;
 /// Bytes of replies that may wait behind the shares in flight of a net; above it that net stops reading.
 pub const TEXT_BYTES_MAX: usize = 4 << 20;
+/// Pause after a poll that failed: time for what is short to come back, and no core spins meanwhile.
+const POLL_RETRY: Duration = Duration::from_millis(5);
+/// Kinds of failed polls that are told apart; what else comes is counted alone.
+const FAILURES_TOLD: usize = 8;
 /// The last word to a connection that is closed for its refusals.
 const TOO_MANY_REFUSED: &[u8] =
     b"{\"id\":null,\"method\":\"client.show_message\",\"params\":[\"closed: too many refused shares or lines a second\"]}\n";
@@ -220,6 +225,7 @@ pub struct Net<D, C> {
     sweep_from_us: u64,
     /// Connections closed because they did not authorize in time.
     closed_late: u64,
+    failures: PollFailures,
     answered: Box<[Answer; 512]>,
     arrivals: Vec<u64>,
     histogram: Box<Histogram<u64>>,
@@ -258,6 +264,23 @@ struct State {
     /// Connections refused while the log was full, or for which no extranonce1 was free.
     refused_here: u64,
     seed: u64,
+}
+
+/// Polls that failed: each is counted, the first of each kind is told.
+#[derive(Default)]
+struct PollFailures {
+    told: [Option<(io::ErrorKind, Option<i32>)>; FAILURES_TOLD],
+}
+
+impl PollFailures {
+    /// True the first time that an error of this kind comes.
+    fn is_new(&mut self, error: &io::Error) -> bool {
+        let kind = Some((error.kind(), error.raw_os_error()));
+        match self.told.iter_mut().find(|told| told.is_none() || **told == kind) {
+            Some(told) => std::mem::replace(told, kind).is_none(),
+            None => false,
+        }
+    }
 }
 
 /// How the bytes of a connection were taken.
@@ -325,12 +348,29 @@ impl<D: Driver, C: Clock> Net<D, C> {
             sweep_next: None,
             sweep_from_us: 0,
             closed_late: 0,
+            failures: PollFailures::default(),
             answered: Box::new([Answer { in_flight: 0, status: 0, spare: [0; 3] }; 512]),
             arrivals: Vec::with_capacity(IN_FLIGHT),
             histogram: Box::new(latency_histogram()),
             draining: false,
             finished: false,
         }
+    }
+
+    /// Polls; a failure is counted, and told where it is the first of its kind. What the driver has gathered before stays to be read.
+    fn poll(&mut self, timeout: Duration) -> bool {
+        let Err(error) = self.driver.poll(timeout) else { return true };
+        self.state.counts.poll_failed += 1;
+        if self.failures.is_new(&error) {
+            let Self { driver, state, .. } = self;
+            eprintln!(
+                "error: net {}: polling the sockets of driver {} failed: {error}; it is tried again every {} ms and counted (otedama_net_poll_failed_total)",
+                state.settings.net,
+                driver.name(),
+                POLL_RETRY.as_millis()
+            );
+        }
+        false
     }
 
     /// Verdicts in, answers out, in FIFO order. True when there were any.
@@ -467,7 +507,7 @@ impl<D: Driver, C: Clock> Net<D, C> {
                     self.unread.nothing_waits();
                     break;
                 }
-                if self.driver.poll(Duration::ZERO).is_err() {
+                if !self.poll(Duration::ZERO) {
                     break;
                 }
                 self.unread.polled(now_us);
@@ -1044,6 +1084,7 @@ impl<D: Driver, C: Clock> Stage for Net<D, C> {
         let counts = &mut self.state.counts;
         counts.connection_refused = self.state.refused_here + self.driver.refused();
         counts.connection_closed_slow = self.closed_late + self.driver.closed_slow();
+        counts.receive_unbuffered = self.driver.without_buffer();
         counts.connection_open = self.state.open as u64;
         counts.share_in_flight = (self.state.fifo.len() - self.state.texts.len()) as u64;
         counts.byte_sent = self.driver.bytes_sent();
@@ -1066,9 +1107,11 @@ impl<D: Driver, C: Clock> Stage for Net<D, C> {
     }
 
     fn wait(&mut self, timeout: Duration) -> bool {
-        let waited = self.driver.poll(timeout).is_ok();
+        if !self.poll(timeout) {
+            std::thread::sleep(POLL_RETRY.min(timeout));
+        }
         self.unread.waited(self.clock.now_us());
-        waited
+        true
     }
 
     fn can_wait(&self) -> bool {
@@ -1087,5 +1130,23 @@ impl<D: Driver, C: Clock> Stage for Net<D, C> {
 
     fn is_drained(&self) -> bool {
         self.finished
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_kind_of_failure_is_new_once_and_there_are_never_more_than_can_be_told() {
+        let mut failures = PollFailures::default();
+        let error = io::Error::from_raw_os_error;
+        assert!(failures.is_new(&error(9)));
+        assert!(!failures.is_new(&error(9)));
+        assert!(failures.is_new(&error(12)), "another number");
+        assert!(failures.is_new(&io::Error::other("no number")));
+        assert!(!failures.is_new(&io::Error::other("nor this")) && !failures.is_new(&error(12)) && !failures.is_new(&error(9)));
+        let told = 3 + (100..200).filter(|&number| failures.is_new(&error(number))).count();
+        assert_eq!(told, FAILURES_TOLD);
     }
 }

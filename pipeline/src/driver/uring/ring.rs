@@ -164,16 +164,18 @@ impl Ring {
         let batches = params.is_feature_min_timeout();
         let buffers = Buffers::new(buffers).map_err(|source| UringError::Register { what: "memory for the receive buffers", source })?;
         let io_owned = Box::into_raw(Box::new(io));
-        let ring = Self::over(io_owned, buffers, batches);
+        let ring = Self::over(io_owned, buffers, batches, places as usize);
         ring.register(places)?;
         Ok(ring)
     }
 
     #[expect(unsafe_code, reason = "the ring lives on the heap so that its submitter can live beside it")]
-    fn over(io_owned: *mut IoUring, buffers: Buffers, batches: bool) -> Self {
+    fn over(io_owned: *mut IoUring, buffers: Buffers, batches: bool, places: usize) -> Self {
         // SAFETY: just made from a box, not moved, and freed by `drop` alone, after which nothing uses it.
         let io: &'static IoUring = unsafe { &*io_owned };
-        Self { io, io_owned, submitter: io.submitter(), buffers, batches, thread: None, closing: Vec::new(), unarmed: VecDeque::new() }
+        // Room for every place, which takes memory as it is used: no pass of a full table has to grow them.
+        let (closing, unarmed) = (Vec::with_capacity(places), VecDeque::with_capacity(places));
+        Self { io, io_owned, submitter: io.submitter(), buffers, batches, thread: None, closing, unarmed }
     }
 
     #[expect(unsafe_code, reason = "the kernel is given the address of the ring of buffers")]
