@@ -152,6 +152,12 @@ enum Commands {
     Reconcile {
         #[command(flatten)]
         config: ConfigArg,
+        /// Sends again what the server lacks, and names what would have to be deleted for the rest.
+        #[arg(long)]
+        repair: bool,
+        /// With --repair: deletes what is there too often or in part, and sums the roll-ups of those hours again.
+        #[arg(long, requires = "repair")]
+        yes: bool,
         /// As JSON.
         #[arg(long)]
         json: bool,
@@ -311,7 +317,8 @@ fn run(command: Commands, started: Instant) -> Result<u8, Failure> {
             Ok(0)
         }
         Commands::Log(LogCommand::Verify { log, ledger, json }) => verify(&dir_of(&log)?, ledger.as_deref(), json),
-        Commands::Reconcile { config, json } => reconcile(&load(&config)?, json),
+        Commands::Reconcile { config, repair: true, yes, json } => repair(&load(&config)?, yes, json),
+        Commands::Reconcile { config, json, .. } => reconcile(&load(&config)?, json),
         Commands::Tune { action, state, root, config, json } => tune(&action, &state, root, &load(&config)?, json),
         Commands::Config(ConfigCommand::Init) => print(&Config::commented_default()).map(|()| 0),
         Commands::Config(ConfigCommand::Show { config, origin }) => print(&load(&config)?.show(origin)).map(|()| 0),
@@ -532,6 +539,36 @@ fn reconcile(config: &Config, json: bool) -> Result<u8, Failure> {
         ))?;
     }
     Ok(u8::from(!report.is_clean()))
+}
+
+fn repair(config: &Config, allow_delete: bool, json: bool) -> Result<u8, Failure> {
+    let settings = clickhouse_of(config)?;
+    let report = event_loop()?
+        .block_on(otedama_shipper::repair(&settings, &config.log.dir, allow_delete))
+        .map_err(|error| Failure::environment(chain_of(&error)))?;
+    if json {
+        print(&serde_json::to_string(&report).map_err(|error| Failure::environment(error.to_string()))?)?;
+    } else {
+        let mut text = format!("deleted on the server: {:?}\nsent again: {:?}\n", report.deleted, report.shipped_again);
+        for hours in &report.rebuilt {
+            text.push_str(&format!("summed again: {} from {} to {}\n", hours.roll_up, hours.since, hours.until));
+        }
+        for left in &report.left {
+            text.push_str(&format!("left: {}\n", left.what));
+            for statement in &left.statements {
+                text.push_str(&format!("    {statement};\n"));
+            }
+        }
+        text.push_str(&format!(
+            "segments {}, rows in the log {}, rows on the server {}: {}",
+            report.after.segments,
+            report.after.rows_log,
+            report.after.rows_server,
+            if report.after.is_clean() { "clean" } else { "NOT clean" }
+        ));
+        print(&text)?;
+    }
+    Ok(u8::from(!report.after.is_clean() || !report.left.is_empty()))
 }
 
 fn tune(action: &str, state: &Path, root: PathBuf, config: &Config, json: bool) -> Result<u8, Failure> {

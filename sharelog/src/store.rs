@@ -69,6 +69,28 @@ impl SegmentStore {
     }
 }
 
+/// Taken by whoever sends segments again that a follower's server had acknowledged and lost: a pool that runs, or `otedama reconcile --repair`. Two that did so at once would
+/// each find a segment missing, and double it. Held until the file is dropped; None while another process has it. Readers and the log's own writer do not ask for it.
+pub fn lock_resending(dir: &Path) -> Result<Option<std::fs::File>, LogError> {
+    // The file of the epoch is there as long as the folder is, and is never replaced: no file of its own is needed.
+    let path = dir.join(folder::EPOCH_FILE);
+    let file = std::fs::File::open(&path).map_err(LogError::io("open", &path))?;
+    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(file)),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+        Err(error) => Err(LogError::io("lock", &path)(error.into())),
+    }
+}
+
+/// True while a process has the folder open for writing.
+pub fn is_being_written(dir: &Path) -> Result<bool, LogError> {
+    match folder::lock(dir) {
+        Ok(_) => Ok(false),
+        Err(LogError::Locked { .. }) => Ok(true),
+        Err(error) => Err(error),
+    }
+}
+
 pub(crate) fn native_path(dir: &Path, seg: u64) -> PathBuf {
     dir.join(format!("{}.native", segment_name(seg)))
 }

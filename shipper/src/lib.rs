@@ -7,7 +7,7 @@
 //! Servers from 24.8 on recognise a repeated insert by its token, on `shares` and on every table that a view fills from it; the probe refuses to ship where they would not.
 //! Older ones (Debian's 18.16) know no tokens: there the identity is the query id, and before a retry the shipper waits until the query has gone from `system.processes`
 //! and counts the segment's rows. What that cannot promise, `reconcile` finds. Such a server that is killed between the part of `shares` and those of its views
-//! has the rows and lacks their sums: there the roll-ups are to be made again from `shares` (DROP and `INSERT ... SELECT`), and only `shares` is held against the log.
+//! has the rows and lacks their sums: `repair` (`otedama reconcile --repair --yes`) makes those hours of the roll-ups again from `shares`.
 #![forbid(unsafe_code)]
 
 mod dimension;
@@ -15,6 +15,7 @@ mod local;
 mod probe;
 pub mod recipes;
 mod reconcile;
+mod repair;
 pub mod schema;
 mod ship;
 mod sink;
@@ -23,6 +24,7 @@ mod state;
 pub use local::{LocalTables, local_tables};
 pub use probe::{MODERN_FROM, Method, Server, probe};
 pub use reconcile::{ReconcileError, ReconcileReport, reconcile, reconcile_with};
+pub use repair::{Left, RepairReport, RollUpHours, repair, repair_with};
 pub use ship::{Pace, Shipper};
 pub use sink::{Body, HttpSink, Remedy, Sink, SinkError, Timeouts, error_code};
 pub use state::{ShipperState, StateKind};

@@ -286,6 +286,67 @@ impl RollUp {
     pub fn time_column(&self) -> &'static str {
         self.key.iter().find(|(_, kind, ..)| kind.starts_with("DateTime")).map_or(MINUTE.0, |(name, ..)| *name)
     }
+
+    /// What its view selects from `shares`, and the names of its key.
+    fn selected(&self, legacy: bool) -> (String, String) {
+        let work = if legacy { "sum(toDecimal128(work, 0))" } else { "sum(work)" };
+        let selected: Vec<_> = self
+            .key
+            .iter()
+            .chain(self.sums)
+            .map(|(name, _, expression, _)| {
+                let expression = if *expression == WORK { work } else { expression };
+                // An alias equal to the column it is made of would shadow it in the query.
+                if expression == *name { (*name).to_owned() } else { format!("{expression} AS {name}") }
+            })
+            .collect();
+        (selected.join(", "), self.names(self.key))
+    }
+
+    fn names(&self, columns: &[(&'static str, &'static str, &'static str, &'static str)]) -> String {
+        columns.iter().map(|(name, ..)| *name).collect::<Vec<_>>().join(", ")
+    }
+
+    /// The hours, as seconds since the epoch, from `since` to before `until` (expressions of type DateTime) of which any key has other rows or other work than `shares`.
+    pub(crate) fn differing_hours_sql(&self, database: &str, since: &str, until: &str) -> String {
+        let table = |name: &str| format!("{}.{}", identifier(database), identifier(name));
+        let (time, keys) = (self.time_column(), self.names(self.key));
+        let of_shares: Vec<_> = self
+            .key
+            .iter()
+            .map(|(name, _, expression, _)| if expression == name { (*name).to_owned() } else { format!("{expression} AS {name}") })
+            .collect();
+        format!(
+            "SELECT toUInt32(toStartOfHour({time}, 'UTC')) AS hour_start, count() AS groups FROM (SELECT {keys}, sum(n) AS rows_shares, sum(m) AS rows_here, sum(w) AS work_shares, \
+             sum(v) AS work_here FROM (SELECT {}, count() AS n, toUInt64(0) AS m, sum(toDecimal128(work, 0)) AS w, toDecimal128(0, 0) AS v FROM {} \
+             WHERE time >= {since} AND time < {until} GROUP BY {keys} UNION ALL SELECT {keys}, toUInt64(0) AS n, sum(shares) AS m, toDecimal128(0, 0) AS w, \
+             sum(toDecimal128(work, 0)) AS v FROM {} WHERE {time} >= {since} AND {time} < {until} GROUP BY {keys}) GROUP BY {keys} \
+             HAVING rows_shares != rows_here OR work_shares != work_here) GROUP BY hour_start ORDER BY hour_start FORMAT TabSeparated",
+            of_shares.join(", "),
+            table(SHARES.name),
+            table(self.name)
+        )
+    }
+
+    /// The statements that make it again from `shares`, from `since` to before `until`: delete, insert. Nothing else may write into these hours meanwhile. `token` marks the
+    /// insert as a new one on servers that would take it for a repetition of an earlier one of the same rows.
+    pub(crate) fn rebuild_sql(&self, database: &str, since: &str, until: &str, token: Option<&str>) -> [String; 2] {
+        let table = |name: &str| format!("{}.{}", identifier(database), identifier(name));
+        let time = self.time_column();
+        let (selected, keys) = self.selected(token.is_none());
+        let settings =
+            token.map_or_else(String::new, |token| format!(" SETTINGS async_insert = 0, insert_deduplication_token = {}", literal(token)));
+        [
+            format!("ALTER TABLE {} DELETE WHERE {time} >= {since} AND {time} < {until}", table(self.name)),
+            format!(
+                "INSERT INTO {} ({}, {}){settings} SELECT {selected} FROM {} WHERE time >= {since} AND time < {until} GROUP BY {keys}",
+                table(self.name),
+                self.names(self.key),
+                self.names(self.sums),
+                table(SHARES.name)
+            ),
+        ]
+    }
 }
 
 impl Table {
@@ -588,14 +649,7 @@ impl Scheme<'_> {
         let keys: Vec<_> = roll_up.key.iter().map(|(name, ..)| *name).collect();
         let sums: Vec<_> = roll_up.sums.iter().map(|(name, ..)| *name).collect();
         let time = roll_up.time_column();
-        let work = if self.legacy() { "sum(toDecimal128(work, 0))" } else { "sum(work)" };
-        let selected: Vec<_> = columns()
-            .map(|(name, _, expression, _)| {
-                let expression = if *expression == WORK { work } else { expression };
-                // An alias equal to the column it is made of would shadow it in the query.
-                if expression == *name { (*name).to_owned() } else { format!("{expression} AS {name}") }
-            })
-            .collect();
+        let (selected, _) = roll_up.selected(self.legacy());
         let mut statements = vec![format!(
             "CREATE TABLE IF NOT EXISTS {}{}\n(\n{}\n)\nENGINE = {}\nPARTITION BY toYYYYMM({time}, 'UTC')\nORDER BY ({}){}{}",
             self.local(roll_up.name),
@@ -611,7 +665,7 @@ impl Scheme<'_> {
             self.table(&format!("{}_view", roll_up.name)),
             self.on_cluster(),
             self.local(roll_up.name),
-            selected.join(", "),
+            selected,
             self.local(SHARES.name),
             keys.join(", ")
         ));

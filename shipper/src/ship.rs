@@ -6,9 +6,10 @@ use crate::schema::{JOBS, SEGMENTS, SHARES, identifier, literal};
 use crate::sink::{Body, HttpSink, Remedy, Sink, SinkError};
 use crate::state::{ShipperState, StateKind};
 use bytes::Bytes;
-use otedama_sharelog::store::{Cursor, CursorPosition, SegmentStore};
+use otedama_sharelog::store::{Cursor, CursorPosition, SegmentStore, lock_resending};
 use otedama_sharelog::{DimensionReader, LogError, SegmentMeta, segment_name};
 use std::collections::{HashMap, VecDeque};
+use std::fs::File;
 use std::hash::{BuildHasher, RandomState};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -30,6 +31,9 @@ const HELD_MAX: usize = 1024;
 const HELD_AT_START: u32 = 64;
 /// Two readings of a server's start are the same one when they are this near, seconds.
 const START_TOLERANCE_S: u64 = 3;
+
+/// Stands in every identity that `reconcile --repair` sends under.
+pub(crate) const REPAIR: &str = "-repair-";
 
 /// How fast the shipper goes and how long it waits.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -76,12 +80,14 @@ pub struct Shipper<S: Sink = HttpSink> {
     lookout: Lookout,
     dimensions_looked: Option<Instant>,
     slot: Instant,
+    /// Held while segments are on their way again.
+    resending: Option<File>,
 }
 
 /// What requests need, shared with those in flight.
-struct Link<S> {
-    sink: S,
-    settings: ShipperSettings,
+pub(crate) struct Link<S> {
+    pub(crate) sink: S,
+    pub(crate) settings: ShipperSettings,
 }
 
 /// What was acknowledged last. An acknowledged part is in the server's page cache: a power cut there can take it back, so it is held until it must have been written.
@@ -120,16 +126,18 @@ impl Held {
 
 /// A segment on its way.
 #[derive(Clone)]
-struct Pending {
-    meta: Arc<SegmentMeta>,
+pub(crate) struct Pending {
+    pub(crate) meta: Arc<SegmentMeta>,
     /// When it was found lost, microseconds since the epoch; 0 for a segment that goes out for the first time. Part of its identity: the server may remember the first one still.
-    again_us: u64,
+    pub(crate) again_us: u64,
+    /// It is `reconcile --repair` that sends it.
+    pub(crate) is_repair: bool,
     /// The server has it.
-    acknowledged: bool,
+    pub(crate) acknowledged: bool,
     /// An earlier try may have committed it on a server without tokens: look before sending again.
-    doubtful: bool,
+    pub(crate) doubtful: bool,
     /// Code of the last refusal.
-    refused_with: u32,
+    pub(crate) refused_with: u32,
 }
 
 /// When to list the folder again.
@@ -184,6 +192,7 @@ impl<S: Sink> Shipper<S> {
             lookout: Lookout::default(),
             dimensions_looked: None,
             slot: Instant::now(),
+            resending: None,
         })
     }
 
@@ -278,6 +287,11 @@ impl<S: Sink> Shipper<S> {
             self.server_started_s = Some(started_s);
             return Ok(());
         }
+        if self.resending.is_none() {
+            let lock = lock_resending(&self.dir).map_err(|error| log_problem(&self.dir, &error))?;
+            let busy = || SinkError::Busy(format!("`otedama reconcile --repair` is at work on {}", self.dir.display()));
+            self.resending = Some(lock.ok_or_else(busy)?);
+        }
         let now_us = now_us();
         let keep_us = u64::from(self.link.settings.keep_days).saturating_sub(1) * 86_400_000_000;
         // What the server may have dropped for its age is not lost.
@@ -319,10 +333,25 @@ impl<S: Sink> Shipper<S> {
         self.position.dimensions = self.position.dimensions.min(self.held.dimensions_from);
         self.state.segments_lost.fetch_add(lost.len() as u64, Ordering::Relaxed);
         for meta in lost.into_iter().rev() {
-            self.pending.push_front(Pending { meta, again_us: now_us, acknowledged: false, doubtful: true, refused_with: 0 });
+            self.pending.push_front(Pending {
+                meta,
+                again_us: now_us,
+                is_repair: false,
+                acknowledged: false,
+                doubtful: true,
+                refused_with: 0,
+            });
         }
         self.server_started_s = Some(started_s);
+        self.end_resending();
         Ok(())
+    }
+
+    /// Lets `otedama reconcile --repair` go on when nothing is on its way again any more.
+    fn end_resending(&mut self) {
+        if !self.pending.iter().any(|pending| pending.again_us > 0) {
+            self.resending = None;
+        }
     }
 
     /// Fills `pending` when it is empty and there may be something new.
@@ -359,6 +388,7 @@ impl<S: Sink> Shipper<S> {
                 doubtful: meta.sequence() <= self.in_doubt_to,
                 meta: Arc::new(meta),
                 again_us: 0,
+                is_repair: false,
                 acknowledged: false,
                 refused_with: 0,
             })
@@ -394,15 +424,7 @@ impl<S: Sink> Shipper<S> {
                 self.position.dimensions = offset;
                 return Ok(());
             }
-            let database = &self.link.settings.database;
-            let (parts, ends) = rows.into_parts();
-            for (table, text) in parts {
-                let sql = insert_sql(database, table.name, &table.column_list(), "TabSeparated");
-                self.link.insert(&sql, None, Body::Memory(Bytes::from(text))).await.map_err(refused)?;
-            }
-            for (job, us) in ends {
-                self.link.sink.query(&job_end_sql(database, job.0, us)).await.map_err(refused)?;
-            }
+            self.link.send_dimensions(rows).await.map_err(refused)?;
             self.position.dimensions = offset;
             self.store_cursor().await?;
         }
@@ -456,8 +478,7 @@ impl<S: Sink> Shipper<S> {
         let done = self.pending.iter().take_while(|pending| pending.acknowledged).count();
         if done > 0 {
             let metas: Vec<_> = self.pending.iter().take(done).map(|pending| Arc::clone(&pending.meta)).collect();
-            let sql = insert_sql(&self.link.settings.database, SEGMENTS.name, &SEGMENTS.column_list(), "TabSeparated");
-            self.link.insert(&sql, None, Body::Memory(Bytes::from(segment_rows(&metas)))).await.map_err(refused)?;
+            self.link.send_segment_rows(&metas).await.map_err(refused)?;
             if let Some(last) = metas.last() {
                 // One that was lost and sent again lies behind the cursor.
                 self.position.segment = self.position.segment.max(last.sequence());
@@ -465,6 +486,7 @@ impl<S: Sink> Shipper<S> {
             }
             metas.into_iter().for_each(|meta| self.held.push(meta));
             self.pending.drain(..done);
+            self.end_resending();
         }
         first_error.map_or(Ok(()), Err)
     }
@@ -586,13 +608,13 @@ fn token(settings: &ShipperSettings, meta: &SegmentMeta) -> String {
 }
 
 /// Microseconds since the epoch.
-fn now_us() -> u64 {
+pub(crate) fn now_us() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
 }
 
 /// How often the server has a segment.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Copies {
+pub(crate) enum Copies {
     None,
     One,
     TooMany,
@@ -601,7 +623,8 @@ enum Copies {
 impl<S: Sink> Link<S> {
     /// An insert under the settings of the server's kind; `token` identifies a segment.
     async fn insert(&self, sql: &str, identity: Option<(&Server, String)>, body: Body) -> Result<(), SinkError> {
-        let settings = match identity {
+        let query_id = identity.as_ref().filter(|(_, token)| token.contains(REPAIR)).map(|(_, token)| token.clone());
+        let mut settings = match identity {
             None => Vec::new(),
             Some((Server { method: Method::QueryIds, .. }, token)) => vec![("query_id", token)],
             Some((Server { method: Method::Tokens, .. }, token)) => vec![
@@ -612,14 +635,38 @@ impl<S: Sink> Link<S> {
                 ("insert_deduplication_token", token),
             ],
         };
+        if let Some(query_id) = query_id.filter(|_| settings.iter().all(|(name, _)| *name != "query_id")) {
+            // A repair that follows one that died looks for what that one left at work.
+            settings.push(("query_id", query_id));
+        }
         self.sink.insert(sql, &settings, body).await
     }
 
-    async fn ship_segment(&self, server: &Server, pending: &Pending, path: PathBuf) -> Result<Copies, SinkError> {
+    /// Inserts dimension records into their tables.
+    pub(crate) async fn send_dimensions(&self, rows: DimensionRows) -> Result<(), SinkError> {
+        let database = &self.settings.database;
+        let (parts, ends) = rows.into_parts();
+        for (table, text) in parts {
+            let sql = insert_sql(database, table.name, &table.column_list(), "TabSeparated");
+            self.insert(&sql, None, Body::Memory(Bytes::from(text))).await?;
+        }
+        for (job, us) in ends {
+            self.sink.query(&job_end_sql(database, job.0, us)).await?;
+        }
+        Ok(())
+    }
+
+    /// Tells the server which segments it has.
+    pub(crate) async fn send_segment_rows(&self, metas: &[Arc<SegmentMeta>]) -> Result<(), SinkError> {
+        let sql = insert_sql(&self.settings.database, SEGMENTS.name, &SEGMENTS.column_list(), "TabSeparated");
+        self.insert(&sql, None, Body::Memory(Bytes::from(segment_rows(metas)))).await
+    }
+
+    pub(crate) async fn ship_segment(&self, server: &Server, pending: &Pending, path: PathBuf) -> Result<Copies, SinkError> {
         let meta = &*pending.meta;
         let mut token = token(&self.settings, meta);
         if pending.again_us > 0 {
-            token.push_str(&format!("-again-{}", pending.again_us));
+            token.push_str(&format!("{}{}", if pending.is_repair { REPAIR } else { "-again-" }, pending.again_us));
         }
         if pending.doubtful && server.method == Method::QueryIds {
             self.wait_until_gone(&token).await?;
@@ -659,7 +706,7 @@ impl<S: Sink> Link<S> {
         Ok(())
     }
 
-    async fn count(&self, server: &Server, meta: &SegmentMeta) -> Result<u64, SinkError> {
+    pub(crate) async fn count(&self, server: &Server, meta: &SegmentMeta) -> Result<u64, SinkError> {
         // The bounds in time let the server open one day's parts alone.
         let sql = format!(
             "SELECT count() FROM {}.{} WHERE instance = {} AND seg = {} AND time >= toDateTime({}, 'UTC') AND time <= toDateTime({}, 'UTC') FORMAT TabSeparated",
@@ -710,7 +757,7 @@ pub(crate) async fn rows_by_segment<'a, S: Sink>(
     Ok(found)
 }
 
-fn number(text: &str) -> Result<u64, SinkError> {
+pub(crate) fn number(text: &str) -> Result<u64, SinkError> {
     text.trim().parse().map_err(|_| SinkError::Mismatch(format!("the server answered a count with {text:?}: is it ClickHouse?")))
 }
 

@@ -90,6 +90,9 @@ pub enum SinkError {
         /// Rows in the segment.
         wanted: u64,
     },
+    /// Another process does what must not be done twice; it passes.
+    #[error("{0}")]
+    Busy(String),
     /// The server answers, but shipping to it could not be exact; the text says what to mend.
     #[error("{0}")]
     Mismatch(String),
@@ -110,7 +113,7 @@ impl SinkError {
     /// What to do about it. `repeated` says that the same segment has failed in the same way before: code 33 is also the answer to a body cut on its way, so it is retried once.
     pub fn remedy(&self, repeated: bool) -> Remedy {
         match self {
-            Self::Unreachable { .. } | Self::Unanswered { .. } => Remedy::Retry,
+            Self::Unreachable { .. } | Self::Unanswered { .. } | Self::Busy(_) => Remedy::Retry,
             Self::Damaged { .. } | Self::Partial { .. } | Self::Mismatch(_) => Remedy::Alarm,
             Self::Refused { code, .. } => match code {
                 // UNKNOWN_TABLE, UNKNOWN_DATABASE
@@ -129,7 +132,7 @@ impl SinkError {
     /// True when the server may have committed the insert.
     pub fn may_have_happened(&self) -> bool {
         // A refusal can come after the base part was committed (a view that throws), so only an insert that never left is certain.
-        !matches!(self, Self::Unreachable { .. } | Self::Damaged { .. } | Self::Mismatch(_))
+        !matches!(self, Self::Unreachable { .. } | Self::Damaged { .. } | Self::Busy(_) | Self::Mismatch(_))
     }
 }
 

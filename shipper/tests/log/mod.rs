@@ -151,6 +151,11 @@ impl Log {
         self.registry.sync().expect("synced");
     }
 
+    /// Ends the writer; what it wrote stays as long as what this returns.
+    pub fn close(self) -> tempfile::TempDir {
+        self.folder
+    }
+
     pub fn dir(&self) -> &Path {
         self.folder.path()
     }
