@@ -39,7 +39,7 @@ impl Bench<'_> {
             "--target {} --connections {IDLE} --processes {IDLE_PROCESSES} --mode idle --seconds 3600 --warmup 0 --ramp 15 --seed 2",
             crowded.stratum
         );
-        let mut idle = Load::start(self, "hundred-idle", &words)?;
+        let mut idle = Load::start_idly(self, "hundred-idle", &words)?;
         let since = Instant::now();
         let looks = self.climb(&crowded, &mut idle)?;
         let connected_s = since.elapsed().as_secs_f64();
@@ -79,7 +79,7 @@ impl Bench<'_> {
         let descriptors = measure::open_descriptors(crowded.process.pid())? as f64;
         let (driver, kernel) = (stats["driver"].as_str().unwrap_or("unknown"), stats["kernel"].as_str().unwrap_or("unknown"));
         sheet.conditions = format!(
-            "one server process, driver {driver}, kernel {kernel}; {IDLE} silent connections from {IDLE_PROCESSES} processes and {ACTIVE} at {ACTIVE_SHARES_PER_S} shares/s together, open loop, {window_s} s after 1 s of warm-up; jobs go to everybody every 30 s; loopback, server on core {SERVER_CORE}, loadgen on core {LOAD_CORE}"
+            "one server process, driver {driver}, kernel {kernel}; {IDLE} silent connections from {IDLE_PROCESSES} processes at the lowest priority and {ACTIVE} at {ACTIVE_SHARES_PER_S} shares/s together, open loop, {window_s} s after 1 s of warm-up; jobs go to everybody every 30 s; loopback, server on core {SERVER_CORE}, loadgen on core {LOAD_CORE}"
         );
         // The process is ended before its server: nobody asks what its miners say to that.
         idle.process.stop()?;

@@ -1,5 +1,5 @@
 //! Honest miners beside attackers, and more load than the server can take.
-use super::{Load, PATIENCE, Part, Sheet, bar, latency, whole};
+use super::{IDLY, Load, PATIENCE, Part, Sheet, bar, latency, whole};
 use crate::Failure;
 use crate::figures::{Bench, LOAD_CORE, SERVER_CORE, Server, number};
 use crate::measure::{self, Process, Scratch, median};
@@ -29,15 +29,10 @@ impl Attack {
         let (abuse, connections) = if part == Part::Flood { ("connect-flood", FLOOD) } else { ("slowloris", SLOWLORIS) };
         let words = format!("run --target {} --abuse {abuse} --connections {connections} --seconds {seconds} --json", server.stratum);
         let loadgen = bench.loadgen.to_string_lossy();
-        let mut arguments = vec!["--idle", "0", &loadgen];
-        let words: Vec<&str> = words.split(' ').collect();
-        let log = scratch.path().join("attack.txt");
-        let process = if beside {
-            arguments.extend(&words);
-            Process::start(Path::new("chrt"), &arguments, LOAD_CORE, &log)?
-        } else {
-            Process::start(&bench.loadgen, &words, LOAD_CORE, &log)?
-        };
+        let mut arguments = if beside { IDLY.to_vec() } else { Vec::new() };
+        arguments.push(&loadgen);
+        arguments.extend(words.split(' '));
+        let process = Process::start(Path::new(arguments[0]), &arguments[1..], LOAD_CORE, &scratch.path().join("attack.txt"))?;
         Ok(Self { process, _scratch: scratch })
     }
 
