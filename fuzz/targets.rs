@@ -199,6 +199,10 @@ pub fn v1_session(data: &[u8]) {
                     Event::Authorized(record) => {
                         otedama_primitives::Dimension::worker(&record).expect("fits its record");
                     }
+                    Event::VersionMask(record) => {
+                        assert!(was_subscribed);
+                        otedama_primitives::Dimension::version_mask(&record).expect("fits its record");
+                    }
                     Event::Refused => assert!(!out.is_empty(), "who is refused is told"),
                     Event::Close(_) => return,
                     Event::None => {}

@@ -6,6 +6,7 @@ mod check;
 mod config;
 mod demo;
 mod jobs;
+mod log_replay;
 mod sql;
 mod stats;
 mod stats_source;
@@ -86,6 +87,30 @@ struct LogArg {
     /// The config that names it.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+}
+
+/// A range of arrivals.
+#[derive(clap::Args, Debug)]
+struct RangeArg {
+    /// Only what arrived from then on: 90s, 15m, 1h, 7d ago, 2026-11-20, or 2026-11-20T08:00:00Z.
+    #[arg(long, value_name = "WHEN")]
+    since: Option<String>,
+    /// Only what arrived before then, written alike.
+    #[arg(long, value_name = "WHEN")]
+    until: Option<String>,
+}
+
+impl RangeArg {
+    /// Both ends in microseconds since the epoch.
+    fn moments(&self) -> Result<(Option<u64>, Option<u64>), Failure> {
+        let now_us = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as u64);
+        let moment = |name: &str, text: &Option<String>| {
+            let read =
+                |text: &String| otedama_sharelog::parse_moment(text, now_us).map_err(|error| Failure::usage(format!("{name}: {error}")));
+            text.as_ref().map(read).transpose()
+        };
+        Ok((moment("--since", &self.since)?, moment("--until", &self.until)?))
+    }
 }
 
 #[derive(Subcommand, Debug)]
@@ -198,6 +223,8 @@ enum LogCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Judges every share again that can be, from the log alone, and names the first row that comes out otherwise.
+    Replay(log_replay::ReplayArgs),
 }
 
 #[derive(Subcommand, Debug)]
@@ -317,6 +344,7 @@ fn run(command: Commands, started: Instant) -> Result<u8, Failure> {
             Ok(0)
         }
         Commands::Log(LogCommand::Verify { log, ledger, json }) => verify(&dir_of(&log)?, ledger.as_deref(), json),
+        Commands::Log(LogCommand::Replay(args)) => log_replay::run(&args),
         Commands::Reconcile { config, repair: true, yes, json } => repair(&load(&config)?, yes, json),
         Commands::Reconcile { config, json, .. } => reconcile(&load(&config)?, json),
         Commands::Tune { action, state, root, config, json } => tune(&action, &state, root, &load(&config)?, json),

@@ -165,6 +165,7 @@ impl Append for SimulatedJournal {
             match (dimension.as_session(), dimension.as_worker()) {
                 (Some(session), _) => log.sessions.insert(session.session),
                 (_, Some(worker)) => log.workers.insert(worker.worker.0),
+                _ if dimension.as_version_mask().is_some_and(|mask| log.sessions.contains(&mask.session)) => true,
                 _ => panic!("a dimension record that does not decode"),
             };
         }

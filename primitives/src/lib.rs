@@ -15,7 +15,9 @@ mod work;
 pub use hash::{Hash256, HexError, decode_hex, encode_hex, hex_long, hex_pair, hex_word};
 pub use identity::{Instance, JobId, RunId, SessionId, WorkerId, WorkerName, WorkerNameError};
 pub use job::{BlockCandidate, Coin, Job};
-pub use record::{Answer, Dimension, DimensionKind, DimensionTooLong, SessionRecord, ShareRow, Submit, Verdict, WorkerRecord, flags};
+pub use record::{
+    Answer, Dimension, DimensionKind, DimensionTooLong, SessionRecord, ShareRow, Submit, Verdict, VersionMaskRecord, WorkerRecord, flags,
+};
 pub use status::ShareStatus;
 pub use time::{Clock, ManualClock};
 pub use work::{DIFFICULTY_MAX, DIFFICULTY_MIN, Difficulty, Target, Work};

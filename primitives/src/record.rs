@@ -37,7 +37,7 @@ pub struct Submit {
     pub nonce: u32,
     /// Header time.
     pub ntime: u32,
-    /// Header version as it is hashed, rolled bits included.
+    /// Header version as it is hashed, rolled bits included; of status bad_version the bits as they were sent.
     pub version: u32,
     /// Sequence of the share in its net's FIFO of shares in flight.
     pub in_flight: u32,
@@ -184,6 +184,8 @@ pub enum DimensionKind {
     Session = 1,
     /// A `WorkerRecord`.
     Worker = 2,
+    /// A `VersionMaskRecord`. 3 to 6 are the kinds of the dimension log that the control plane writes.
+    VersionMask = 7,
 }
 
 /// A session or a worker on its way from net to log, before the first row that names it: 256 bytes. The payload is the fixed encoding of `SessionRecord` or `WorkerRecord`.
@@ -239,6 +241,18 @@ pub struct WorkerRecord {
     pub name: String,
 }
 
+/// The version bits that a session may roll from a moment on: what its rows of status bad_version were judged by. Written with the session's record, and again
+/// when they change.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct VersionMaskRecord {
+    /// Session counter within the run.
+    pub session: u32,
+    /// The bits that mining.configure granted; 0 for none.
+    pub mask: u32,
+    /// Since when, microseconds since the epoch.
+    pub since_us: u64,
+}
+
 impl Dimension {
     /// Encodes a session. Layout: session u32, extranonce1 u32, started_us u64, net u8, extranonce2_bytes u8, peer length u8, agent length u8, peer, agent; little-endian.
     pub fn session(record: &SessionRecord) -> Result<Self, DimensionTooLong> {
@@ -262,6 +276,15 @@ impl Dimension {
         writer.put_lengths(&[record.name.len()])?;
         writer.put(record.name.as_bytes())?;
         Ok(writer.finish(DimensionKind::Worker))
+    }
+
+    /// Encodes a version mask. Layout: session u32, mask u32, since_us u64; little-endian.
+    pub fn version_mask(record: &VersionMaskRecord) -> Result<Self, DimensionTooLong> {
+        let mut writer = PayloadWriter::default();
+        writer.put(&record.session.to_le_bytes())?;
+        writer.put(&record.mask.to_le_bytes())?;
+        writer.put(&record.since_us.to_le_bytes())?;
+        Ok(writer.finish(DimensionKind::VersionMask))
     }
 
     /// Decodes a session; None when this is something else or damaged.
@@ -292,6 +315,17 @@ impl Dimension {
         let name_len = reader.u8()?;
         let name = reader.text(name_len)?;
         Some(WorkerRecord { worker, seen_us, session, name })
+    }
+}
+
+impl Dimension {
+    /// Decodes a version mask; None when this is something else or damaged.
+    pub fn as_version_mask(&self) -> Option<VersionMaskRecord> {
+        if self.kind != DimensionKind::VersionMask as u8 {
+            return None;
+        }
+        let mut reader = PayloadReader(self.payload.get(..usize::from(self.len))?);
+        Some(VersionMaskRecord { session: reader.u32()?, mask: reader.u32()?, since_us: reader.u64()? })
     }
 }
 
@@ -377,6 +411,9 @@ mod tests {
         assert_eq!(encoded.as_worker(), None);
         let worker = WorkerRecord { worker: WorkerId(9), seen_us: 1, session: 7, name: "a".repeat(128) };
         assert_eq!(Dimension::worker(&worker).expect("fits").as_worker(), Some(worker));
+        let mask = VersionMaskRecord { session: u32::MAX, mask: 0x1fff_e000, since_us: u64::MAX };
+        let encoded = Dimension::version_mask(&mask).expect("fits");
+        assert_eq!((encoded.as_version_mask(), encoded.as_session(), encoded.as_worker()), (Some(mask), None, None));
     }
 
     #[test]

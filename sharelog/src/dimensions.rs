@@ -317,7 +317,8 @@ impl DimensionLog {
         } else if let Some(worker) = dimension.as_worker() {
             inner.workers.insert(worker.worker.0)
         } else {
-            false
+            // Net writes one only when it changes.
+            dimension.as_version_mask().is_some()
         };
         if is_new {
             push_record(&mut inner.pending, u32::from(dimension.kind), run_prefix, payload);

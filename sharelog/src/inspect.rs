@@ -86,7 +86,7 @@ pub fn dump(dir: &Path) -> Result<String, LogError> {
         }
     }
 
-    let mut counts = [0u64; 6];
+    let mut counts = [0u64; 7];
     let mut last_run = None;
     let mut damage = Vec::new();
     let mut end = 0;
@@ -100,6 +100,7 @@ pub fn dump(dir: &Path) -> Result<String, LogError> {
                     Ok((_, DimensionEntry::Job(_))) => 3,
                     Ok((_, DimensionEntry::JobEnd { .. })) => 4,
                     Ok((_, DimensionEntry::Block(_))) => 5,
+                    Ok((_, DimensionEntry::VersionMask { .. })) => 6,
                     Err(error) => {
                         damage.push(error.to_string());
                         continue;
@@ -118,9 +119,9 @@ pub fn dump(dir: &Path) -> Result<String, LogError> {
         }
         Err(error) => damage.push(error.to_string()),
     }
-    let [runs, sessions, workers, jobs, ends, blocks] = counts;
+    let [runs, sessions, workers, jobs, ends, blocks, masks] = counts;
     line(format_args!(
-        "\ndimensions to offset {end}: runs {runs}, sessions {sessions}, workers {workers}, jobs {jobs} (ended {ends}), blocks {blocks}"
+        "\ndimensions to offset {end}: runs {runs}, sessions {sessions}, workers {workers}, jobs {jobs} (ended {ends}), blocks {blocks}, version masks {masks}"
     ));
     damage.iter().for_each(|error| line(format_args!("  ! {error}")));
     if let Some(run) = last_run {

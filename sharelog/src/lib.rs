@@ -31,6 +31,7 @@ pub mod verify;
 
 pub use dimensions::{DIMENSIONS_FILE, DIMENSIONS_START, DimensionReader, Registry};
 pub use error::{JournalFull, LogError};
+pub use id_map::{IdHasher, IdMap, IdSet, mix};
 pub use journal::Journal;
 pub use journal_format::{BATCH_DIMENSIONS_MAX, BATCH_ROWS_MAX};
 pub use log::{LogCounters, LogHandles, LogSettings, ShareLog, Trouble};
@@ -41,3 +42,4 @@ pub use segment::{
 };
 pub use storage::{Disk, Storage};
 pub use sync::{SyncStep, Syncer};
+pub use utc::{parse_moment, utc_text_us};

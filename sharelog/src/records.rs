@@ -1,7 +1,7 @@
 //! The dimension records: what resolves the ids in rows. Sessions and workers come from the share path as fixed binary records; runs, jobs and blocks are JSON, written by the control plane.
 use otedama_primitives::{
-    Coin, Dimension, DimensionKind, Hash256, Job, JobId, RunId, SessionId, SessionRecord, Target, WorkerId, WorkerRecord, decode_hex,
-    encode_hex,
+    Coin, Dimension, DimensionKind, Hash256, Job, JobId, RunId, SessionId, SessionRecord, Target, VersionMaskRecord, WorkerId,
+    WorkerRecord, decode_hex, encode_hex,
 };
 use serde::{Deserialize, Serialize};
 
@@ -151,6 +151,13 @@ pub enum DimensionEntry {
         /// The record as net wrote it.
         record: WorkerRecord,
     },
+    /// The version bits that a session may roll from a moment on.
+    VersionMask {
+        /// The session's full number.
+        session: SessionId,
+        /// The record as net wrote it.
+        record: VersionMaskRecord,
+    },
     /// A job, before it was published.
     Job(JobRecord),
     /// A job ended: its shares are stale from then on.
@@ -164,7 +171,7 @@ pub enum DimensionEntry {
     Block(BlockRecord),
 }
 
-/// Kind numbers of the file; append-only. 1 and 2 are those of `DimensionKind`.
+/// Kind numbers of the file; append-only. 1, 2 and 7 are those of `DimensionKind`.
 pub(crate) mod kind {
     pub(crate) const SESSION: u32 = super::DimensionKind::Session as u32;
     pub(crate) const WORKER: u32 = super::DimensionKind::Worker as u32;
@@ -172,6 +179,7 @@ pub(crate) mod kind {
     pub(crate) const JOB: u32 = 4;
     pub(crate) const JOB_END: u32 = 5;
     pub(crate) const BLOCK: u32 = 6;
+    pub(crate) const VERSION_MASK: u32 = super::DimensionKind::VersionMask as u32;
 }
 
 #[derive(Serialize, Deserialize)]
@@ -306,6 +314,10 @@ pub(crate) fn decode(kind: u32, run_prefix: u32, payload: &[u8]) -> Option<Dimen
             let record = dimension(kind, payload)?.as_worker()?;
             Some(DimensionEntry::Worker { session: run.session(record.session), record })
         }
+        kind::VERSION_MASK => {
+            let record = dimension(kind, payload)?.as_version_mask()?;
+            Some(DimensionEntry::VersionMask { session: run.session(record.session), record })
+        }
         kind::RUN => {
             let text: RunText = serde_json::from_slice(payload).ok()?;
             Some(DimensionEntry::Run(RunRecord {
@@ -358,6 +370,11 @@ pub(crate) fn decode(kind: u32, run_prefix: u32, payload: &[u8]) -> Option<Dimen
         }
         _ => None,
     }
+}
+
+/// The entry that a record of the journal will be.
+pub(crate) fn of_dimension(run_prefix: u32, dimension: &Dimension) -> Option<DimensionEntry> {
+    decode(u32::from(dimension.kind), run_prefix, dimension.payload.get(..usize::from(dimension.len))?)
 }
 
 fn dimension(kind: u32, bytes: &[u8]) -> Option<Dimension> {

@@ -1,6 +1,8 @@
 //! Every row of a log in order of arrival: sealed segments, then what is committed in the journal but not sealed. No lock; a log in use is read as of now.
+use crate::dimensions::DimensionReader;
 use crate::error::LogError;
 use crate::journal_scan::read_journals;
+use crate::records::{self, DimensionEntry};
 use crate::segment::{LoggedRow, SegmentBlock, SegmentMeta};
 use crate::store::SegmentStore;
 use otedama_primitives::ShareStatus;
@@ -89,6 +91,29 @@ pub(crate) fn snapshot(dir: &Path) -> Result<(Vec<SegmentMeta>, Vec<LoggedRow>),
     let unsealed =
         journals.into_iter().flat_map(|scan| scan.rows).filter(|(sequence, _)| *sequence >= covered).map(|(_, row)| row).collect();
     Ok((metas, unsealed))
+}
+
+/// Gives every dimension record of the log in `dir` to `take`, sealed or not; one that stands in journal and dimension log comes twice. Returns a sentence for each
+/// piece of damage. To resolve rows of a log in use, read the rows first: what names them only grows.
+pub fn records(dir: &Path, mut take: impl FnMut(DimensionEntry)) -> Result<Vec<String>, LogError> {
+    let mut damage = Vec::new();
+    for scan in read_journals(dir, u64::MAX)? {
+        let Some(header) = scan.header else { continue };
+        for dimension in &scan.dimensions {
+            match records::of_dimension(header.run_prefix, dimension) {
+                Some(entry) => take(entry),
+                None => damage.push(format!("{}: a dimension record of kind {} does not decode", scan.path.display(), dimension.kind)),
+            }
+        }
+    }
+    for entry in DimensionReader::from(dir, 0)? {
+        match entry {
+            Ok((_, entry)) => take(entry),
+            Err(error @ LogError::Damaged { .. }) => damage.push(error.to_string()),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(damage)
 }
 
 impl Rows {

@@ -254,7 +254,7 @@ fn dimensions(dir: &Path, journals: &[JournalScan], metas: &[SegmentMeta], repor
                 resolver.session(prefix | u64::from(record.session), record.extranonce1);
             } else if let Some(record) = dimension.as_worker() {
                 resolver.worker(record.worker.0, record.name);
-            } else {
+            } else if dimension.as_version_mask().is_none() {
                 report.problem(format!("{}: a dimension record of kind {} does not decode", file_name(&scan.path), dimension.kind));
             }
         }

@@ -80,6 +80,8 @@ impl DimensionRows {
                 let mut row = self.row(2);
                 row.number(record.worker.0).text(&record.name).text(account).number(session.0).instant(record.seen_us).end();
             }
+            // For replay alone: no table has it.
+            DimensionEntry::VersionMask { .. } => {}
             DimensionEntry::Job(record) => {
                 recent.remember(record);
                 self.job(record, 0);

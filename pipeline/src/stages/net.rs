@@ -56,8 +56,8 @@ const BROADCASTS_PER_STEP: usize = 32;
 const DEADLINES_PER_HOUSEKEEPING: usize = 256;
 /// Values of extranonce1 of a net that may wait for their last job after a disconnect, 24 bytes each: 4,000 reconnects a second for the life of a job.
 pub const EXTRANONCES_WAITING: usize = 1 << 20;
-/// Dimension records that one line can make.
-const NAMES_PER_LINE: usize = 1;
+/// Dimension records that one line can make: a session and its version mask.
+const NAMES_PER_LINE: usize = 2;
 
 /// What a net stage is told.
 #[derive(Clone, Debug)]
@@ -988,7 +988,13 @@ impl State {
                 }
             }
             v1::Event::Subscribed(record) => {
-                if !self.name(Dimension::session(&record)) {
+                let mask = self.connections[at].as_ref().map(|connection| connection.session.version_mask_record(now_us));
+                if !self.name(Dimension::session(&record)) || !mask.is_none_or(|mask| self.name(Dimension::version_mask(&mask))) {
+                    return false;
+                }
+            }
+            v1::Event::VersionMask(record) => {
+                if !self.name(Dimension::version_mask(&record)) {
                     return false;
                 }
             }

@@ -6,7 +6,9 @@ use super::template::{Shape, ShapeNumber};
 use super::workers::Workers;
 use super::{IdToken, JobBook, PublishedJob, configure, lines, messages, scan, slow};
 use crate::vardiff::{Learning, Vardiff};
-use otedama_primitives::{Difficulty, SessionRecord, ShareStatus, Submit, Target, Work, WorkerName, WorkerRecord, decode_hex, flags};
+use otedama_primitives::{
+    Difficulty, SessionRecord, ShareStatus, Submit, Target, VersionMaskRecord, Work, WorkerName, WorkerRecord, decode_hex, flags,
+};
 use std::io::Write;
 use std::net::SocketAddr;
 
@@ -89,6 +91,8 @@ pub enum Event {
     Share(Submit, IdToken),
     /// The session has subscribed: write the record before any row. Replies are in `out`.
     Subscribed(SessionRecord),
+    /// The session may roll other version bits from now on: write the record before any row. Replies are in `out`.
+    VersionMask(VersionMaskRecord),
     /// A worker is new on this connection: write the record before any row. Replies are in `out`.
     Authorized(WorkerRecord),
     /// Close the connection, for this reason; `out` may hold a last word.
@@ -101,6 +105,8 @@ const AGENT_BYTES_MAX: usize = 128;
 const PEER_BYTES_MAX: usize = 56;
 /// Each subscribe is answered with a whole job: a few are a miner that lost its state, more are an amplifier.
 const SUBSCRIBES_MAX: u8 = 16;
+/// Each change of the version bits is a record in the log.
+const MASK_CHANGES_MAX: u8 = 16;
 /// A suggestion within this time of the last retarget is not followed, for the same reason.
 const SUGGEST_INTERVAL_US: u64 = 1_000_000;
 /// Vardiff retargets no sooner than this after the last retarget: shares are dear, but not where the difficulty is far too low.
@@ -155,6 +161,8 @@ pub struct Session {
     extranonce2_bytes: u8,
     /// mining.subscribe lines so far.
     subscribes: u8,
+    /// Changes of the version mask since it subscribed.
+    mask_changes: u8,
     /// Doublings of the difficulty that are to be in force for the server's load, and those with which `sent` was chosen.
     doublings: u8,
     sent_doublings: u8,
@@ -192,6 +200,7 @@ impl Session {
             shape_missed: 0,
             extranonce2_bytes: settings.extranonce2_bytes.clamp(4, 8),
             subscribes: 0,
+            mask_changes: 0,
             doublings: 0,
             sent_doublings: 0,
             difficulty_due: true,
@@ -378,6 +387,11 @@ impl Session {
         self.subscribes > 0
     }
 
+    /// The version bits that it may roll from `now_us` on; belongs with its record.
+    pub fn version_mask_record(&self, now_us: u64) -> VersionMaskRecord {
+        VersionMaskRecord { session: self.seat.session, mask: self.version_mask, since_us: now_us }
+    }
+
     /// True once a worker was authorized: what the authorize deadline waits for.
     pub fn is_authorized(&self) -> bool {
         !self.workers.is_empty()
@@ -407,8 +421,16 @@ impl Session {
             Method::Authorize => return self.authorize(ctx, &id, &request.params[0], out),
             Method::Configure => match configure::negotiate(&request.params[0], &request.params[1], ctx.settings) {
                 Some(granted) => {
+                    let mask = self.version_mask;
                     messages::result(out, &id, &granted.result);
                     self.apply(ctx, &granted, out);
+                    if self.is_subscribed() && self.version_mask != mask {
+                        if self.mask_changes >= MASK_CHANGES_MAX {
+                            return Event::Close("configured too often");
+                        }
+                        self.mask_changes += 1;
+                        return Event::VersionMask(self.version_mask_record(ctx.now_us));
+                    }
                 }
                 None => return refuse(out, &id, (20, "malformed: configure takes a list of extensions and an object")),
             },
@@ -638,8 +660,10 @@ impl Session {
             extranonce1: self.seat.extranonce1,
             nonce: claim.nonce.unwrap_or(0),
             ntime: claim.ntime.unwrap_or(0),
-            // BIP 310: the bits of the mask come from the miner, all others from the job. Bits past the mask stand in the row as they came.
+            // BIP 310: the bits of the mask come from the miner, all others from the job. Bits past the mask stand in the row as they were sent: merged into the job's
+            // version, those that it has, too, would not be seen.
             version: match claim.rolled.flatten() {
+                Some(bits) if refused == Some(ShareStatus::BadVersion) => bits,
                 Some(bits) => (job_version & !self.version_mask) | bits,
                 None => job_version,
             },
