@@ -61,7 +61,6 @@ macro_rules! suite {
             a_waker_ends_a_poll_from_another_thread
             what_was_said_before_a_close_arrives
             a_stale_slot_is_told_nothing
-            bytes_and_answers_allocate_nothing
         }
     };
 }
@@ -504,39 +503,4 @@ fn a_stale_slot_is_told_nothing<D: Subject>() {
     let mut read = String::new();
     next.read_to_string(&mut read).expect("reads");
     assert_eq!(read, "you");
-}
-
-/// What a driver is asked for share by share takes the memory that is there from the start.
-fn bytes_and_answers_allocate_nothing<D: Subject>() {
-    const CONNECTIONS: usize = 8;
-    const LINE: &[u8] = b"a share as a miner sends it\n";
-    const ANSWER: &[u8] = b"and its answer\n";
-    let Some(mut bench) = Bench::<D>::new(DoorSettings::default()) else { return };
-    let mut streams: Vec<(TcpStream, Slot)> = (0..CONNECTIONS).map(|_| bench.connect()).collect();
-    for (stream, _) in &streams {
-        stream.set_read_timeout(Some(Duration::from_secs(20))).expect("timeout");
-    }
-    let mut round = || {
-        for (stream, _) in &mut streams {
-            stream.write_all(LINE).expect("write");
-        }
-        let mut heard = 0;
-        while heard < LINE.len() * CONNECTIONS {
-            bench.driver.poll(Duration::from_millis(10)).expect("poll");
-            while let Some(event) = bench.driver.event() {
-                let Event::Bytes { slot } = event else { panic!("{event:?}") };
-                heard += bench.driver.bytes().len();
-                bench.driver.reply(slot, ANSWER);
-            }
-            bench.driver.flush();
-        }
-        let mut answer = [0; ANSWER.len()];
-        for (stream, _) in &mut streams {
-            stream.read_exact(&mut answer).expect("an answer");
-        }
-    };
-    // Each connection has been spoken to.
-    (0..10).for_each(|_| round());
-    let counted = allocation_counter::measure(|| (0..200).for_each(|_| round()));
-    assert_eq!(counted.count_total, 0, "allocations over {} answers", 200 * CONNECTIONS);
 }

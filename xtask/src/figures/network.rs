@@ -467,7 +467,7 @@ impl Bench<'_> {
         );
         let memory = count(&["brk", "mmap", "munmap", "mremap", "madvise"]);
         sheet.add("share_thread_futex_calls", &[count(&["futex"])], "calls", "futex");
-        sheet.add("share_thread_memory_calls", &[memory], "calls", "brk, mmap, munmap, mremap, madvise: growth of the heap and of mappings; allocations from what the allocator holds are no system call; that there are none is what the tests a_share_allocates_nothing_from_socket_to_answer and bytes_and_answers_allocate_nothing count");
+        sheet.add("share_thread_memory_calls", &[memory], "calls", "brk, mmap, munmap, mremap, madvise: growth of the heap and of mappings; allocations from what the allocator holds are no system call; that there are none is what the tests a_share_over_real_sockets_allocates_nothing_with_io_uring and _with_mio count");
         sheet.add("share_thread_calls", &[all], "calls", "all system calls of the thread");
         sheet.conditions = before;
         bar("futex calls of the share thread", count(&["futex"]), None, Some(0.0));
