@@ -1,6 +1,6 @@
 //! The way to the server: `Sink` is what the shipper needs of it, `HttpSink` is the `clickhouse` crate over HTTP, and `SinkError` is what can be known after a failure.
 //!
-//! The crate was measured beside a request written by hand (`Content-Length`, 1 MiB writes; `tests/cost.rs`): 27 against 19 CPU ns per row of 85 bytes, reading and
+//! The crate was measured beside a request written by hand (`Content-Length`, 1 MiB writes; `examples/cost.rs`): 27 against 19 CPU ns per row of 85 bytes, reading and
 //! checking the file included, most of the difference being fresh pages for the pieces it keeps in flight. That is 3 % of a core at a million shares a second, and it
 //! takes `query_id` and every other setting per insert, has a timeout for a piece and one for the answer, and tells errors apart. The announced length that it gives up is
 //! worth nothing: with or without it 18.16 does not notice a body cut between blocks, and with one Native block per insert there is no such place.

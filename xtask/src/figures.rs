@@ -4,6 +4,7 @@
 mod drivers;
 mod log;
 mod network;
+mod ship;
 mod suites;
 
 use crate::Failure;
@@ -27,6 +28,8 @@ enum Topic {
     Loadgen,
     Parser,
     Network,
+    Ship,
+    Scan,
 }
 
 /// A topic with its sizes.
@@ -38,6 +41,8 @@ pub struct Request {
     build: bool,
     /// Of the topic `network`: what is measured, in this order.
     parts: Vec<network::Part>,
+    /// Of the topic `scan`: rows of the log.
+    rows: u32,
 }
 
 impl Request {
@@ -54,9 +59,11 @@ impl Request {
             "loadgen" => (Topic::Loadgen, 20, 20),
             "parser" => (Topic::Parser, 5, 0),
             "network" => (Topic::Network, 5, 5),
+            "ship" => (Topic::Ship, 3, 60),
+            "scan" => (Topic::Scan, 5, 0),
             other => return Err(Failure::Usage(format!("there is no topic {other}"))),
         };
-        let mut request = Self { topic, runs, seconds, build: true, parts: Vec::new() };
+        let mut request = Self { topic, runs, seconds, build: true, parts: Vec::new(), rows: SCAN_ROWS };
         let mut words = words.iter();
         while let Some(word) = words.next() {
             let mut number = || words.next().and_then(|value| value.parse::<u32>().ok()).filter(|value| (1..=1000).contains(value));
@@ -64,6 +71,10 @@ impl Request {
                 "--runs" => request.runs = number().ok_or_else(|| Failure::Usage("--runs wants 1 to 1000".to_owned()))? as usize,
                 "--seconds" => request.seconds = number().ok_or_else(|| Failure::Usage("--seconds wants 1 to 1000".to_owned()))?,
                 "--no-build" => request.build = false,
+                "--rows" if request.topic == Topic::Scan => {
+                    let rows = words.next().and_then(|value| value.parse().ok()).filter(|rows| (10_000..=1_000_000_000).contains(rows));
+                    request.rows = rows.ok_or_else(|| Failure::Usage("--rows wants 10000 to 1000000000".to_owned()))?;
+                }
                 "--part" if request.topic == Topic::Network => {
                     let part = words.next().and_then(|name| network::Part::parse(name));
                     let names = network::Part::ALL.map(network::Part::name).join(", ");
@@ -90,6 +101,8 @@ impl Request {
             Topic::Loadgen => "loadgen",
             Topic::Parser => "parser",
             Topic::Network => "network",
+            Topic::Ship => "ship",
+            Topic::Scan => "scan",
         }
     }
 
@@ -98,9 +111,16 @@ impl Request {
         match self.topic {
             Topic::Kernels => &["kernels", "stage"],
             Topic::Parser => &["parser"],
-            Topic::Pipeline | Topic::Memory | Topic::Start | Topic::Drivers | Topic::Log | Topic::Sql | Topic::Loadgen | Topic::Network => {
-                &[]
-            }
+            Topic::Pipeline
+            | Topic::Memory
+            | Topic::Start
+            | Topic::Drivers
+            | Topic::Log
+            | Topic::Sql
+            | Topic::Loadgen
+            | Topic::Network
+            | Topic::Ship
+            | Topic::Scan => &[],
         }
     }
 
@@ -108,8 +128,9 @@ impl Request {
     fn packages(&self) -> &'static [&'static str] {
         match self.topic {
             Topic::Kernels | Topic::Parser => &["benches"],
-            // An example, which cargo builds as it runs it: the server does the work that is measured.
-            Topic::Sql => &[],
+            // Examples and tests, which cargo builds as it runs them.
+            Topic::Sql | Topic::Ship => &[],
+            Topic::Scan => &["otedama-sharelog"],
             Topic::Pipeline | Topic::Memory | Topic::Start | Topic::Drivers | Topic::Log | Topic::Network => &["otedama", "loadgen"],
             Topic::Loadgen => &["loadgen"],
         }
@@ -117,14 +138,18 @@ impl Request {
 
     /// The command that repeats this measurement.
     fn command(&self) -> String {
-        let has_seconds = matches!(self.topic, Topic::Pipeline | Topic::Memory | Topic::Drivers | Topic::Log | Topic::Network);
+        let has_seconds =
+            matches!(self.topic, Topic::Pipeline | Topic::Memory | Topic::Drivers | Topic::Log | Topic::Network | Topic::Ship);
         let seconds = if has_seconds { format!(" --seconds {}", self.seconds) } else { String::new() };
-        format!("cargo xtask figures {} --runs {}{seconds}", self.name(), self.runs)
+        let rows = if self.topic == Topic::Scan { format!(" --rows {}", self.rows) } else { String::new() };
+        format!("cargo xtask figures {} --runs {}{seconds}{rows}", self.name(), self.runs)
     }
 }
 
 /// Rows that the recipes run on.
 const SQL_ROWS: u32 = 10_000_000;
+/// Rows that `otedama shares` sums unless told otherwise.
+const SCAN_ROWS: u32 = 10_000_000;
 const SERVER_CORE: usize = 0;
 const LOAD_CORE: usize = 1;
 /// What one side of a comparison burns that is to be found.
@@ -148,7 +173,7 @@ struct Bench<'a> {
 
 /// Measures and writes the file.
 pub fn run(root: &Path, request: &Request) -> Result<(), Failure> {
-    let one_core_does = matches!(request.topic, Topic::Kernels | Topic::Parser | Topic::Sql);
+    let one_core_does = matches!(request.topic, Topic::Kernels | Topic::Parser | Topic::Sql | Topic::Scan);
     if !one_core_does && std::thread::available_parallelism().map_or(1, usize::from) < 2 {
         return Err(Failure::Environment("figures need two cores: the server has one of its own".to_owned()));
     }
@@ -158,7 +183,7 @@ pub fn run(root: &Path, request: &Request) -> Result<(), Failure> {
         if !status.is_ok_and(|status| status.success()) {
             return Err(Failure::Environment("cargo build --release failed".to_owned()));
         }
-        if request.topic == Topic::Log {
+        if matches!(request.topic, Topic::Log | Topic::Scan) {
             let words = ["build", "--release", "--package", "otedama-sharelog", "--examples"];
             let status = Command::new("cargo").args(words).current_dir(root).status();
             if !status.is_ok_and(|status| status.success()) {
@@ -188,6 +213,8 @@ pub fn run(root: &Path, request: &Request) -> Result<(), Failure> {
         Topic::Sql => bench.sql()?,
         Topic::Loadgen => bench.comparison()?,
         Topic::Network => bench.network(&path)?,
+        Topic::Ship => bench.ship()?,
+        Topic::Scan => bench.scan()?,
     };
     println!("{}wrote {}", write(&path, figures)?, path.display());
     Ok(())
@@ -594,6 +621,9 @@ mod tests {
         let words: Vec<String> = request.command().split(' ').skip(4).map(str::to_owned).collect();
         let again = Request::parse("pipeline", &words.iter().map(String::as_str).collect::<Vec<_>>()).unwrap();
         assert_eq!((again.runs, again.seconds), (7, 3));
+        let request = Request::parse("scan", &["--rows", "100000000"]).unwrap();
+        assert_eq!(request.command(), "cargo xtask figures scan --runs 5 --rows 100000000");
+        assert!(Request::parse("log", &["--rows", "100000000"]).is_err());
         assert!(Request::parse("speed", &[]).is_err());
         assert!(Request::parse("start", &["--runs", "0"]).is_err());
         assert!(Request::parse("start", &["--runs"]).is_err());

@@ -19,6 +19,7 @@ const USAGE: &str = "\
 usage: cargo xtask test [--lane quick|node|clickhouse|engine|faults]... [--long]
        cargo xtask figures pipeline|memory|start|kernels|drivers|parser|sql|loadgen [--runs N] [--seconds N] [--no-build]
        cargo xtask figures network [--part workers|farm|hundred|latency|slowloris|flood|overload]... [--runs N] [--seconds N] [--no-build]
+       cargo xtask figures ship|scan [--runs N] [--seconds N] [--rows N] [--no-build]
        cargo xtask figures table [--check]
        cargo xtask engine [--into DIR]
        cargo xtask asm

@@ -1,10 +1,14 @@
-//! Rows per second end to end into a real server, beside the server's own INSERT ... SELECT of the same rows into the same tables and roll-ups:
-//! `cargo test -p otedama-shipper --test rate -- --ignored --nocapture` (18.16), and with `OTEDAMA_TEST_SERVER=engine OTEDAMA_ENGINE=... OTEDAMA_LIBCHDB=...` the modern engine.
+//! Rows per second end to end into a real server, beside the server's own INSERT ... SELECT of the same rows into the same tables and roll-ups, one JSON line per figure:
+//! `cargo run --release -p otedama-shipper --example rate` (18.16), and with `OTEDAMA_TEST_SERVER=engine OTEDAMA_ENGINE=... OTEDAMA_LIBCHDB=...` the modern engine;
+//! `cargo xtask figures ship` takes the median of several.
 //!
 //! End to end means: from a log with sealed segments to the last acknowledgement, cursor and row of `segments` included. The other ways read the very segments by `file()`, one
 //! statement a segment, and the rows of a table. All take turns within a round, with merges stopped, because clock and neighbours drift.
+#[path = "../tests/log/mod.rs"]
 mod log;
+#[path = "../tests/running/mod.rs"]
 mod running;
+#[path = "../tests/server/mod.rs"]
 mod server;
 
 use log::{FIRST_US, Log};
@@ -95,10 +99,10 @@ async fn tables(settings: &ShipperSettings) {
     probe(&settings.sink(), settings).await.expect("the tables are made");
 }
 
-#[tokio::test]
-#[ignore = "a measurement, run it by name"]
-async fn rows_per_second_end_to_end_beside_insert_select() {
-    let Some(server) = Server::start("rows_per_second_end_to_end_beside_insert_select") else { return };
+#[tokio::main(flavor = "current_thread")]
+async fn main() {
+    let Some(server) = Server::start("rate") else { std::process::exit(3) };
+    let kind = if server.is_modern() { "engine" } else { "debian" };
     let pid = server.pid().expect("it runs");
     let mut log = Log::new();
     for _ in 0..SEGMENTS {
@@ -165,15 +169,28 @@ async fn rows_per_second_end_to_end_beside_insert_select() {
             server.query(&format!("DROP DATABASE rate_{way}"));
         }
     }
-    let rate = |costs: &[Cost]| median(costs.iter().map(|cost| ROWS as f64 / cost.wall_s).collect());
+    let version = server.query("SELECT version()").trim().to_owned();
+    let conditions = format!(
+        "{version} ({}), median of {ROUNDS} rounds of {ROWS} rows in segments of {SEGMENT_ROWS}, three roll-ups, merges stopped, loopback, log on tmpfs",
+        if server.is_modern() { "libchdb behind otedama-engine" } else { "ClickHouse of Debian" }
+    );
+    let line = |name: String, value: f64, unit: &str, counted: &str| {
+        println!(r#"{{"name":"{kind}_{name}","value":{value:.3},"unit":"{unit}","counted":"{counted}","conditions":"{conditions}"}}"#);
+    };
     let per_row = |costs: &[Cost], of: fn(&Cost) -> f64| median(costs.iter().map(|cost| of(cost) * 1e9 / ROWS as f64).collect());
+    let word = |name: &str| name.to_lowercase().replace("file()", "file").replace(", ", "_").replace(' ', "_");
     for (name, costs) in ways.iter().zip(&costs) {
-        println!(
-            "{name}: {:.0} rows/s, server {:.0} CPU ns/row, we {:.0} CPU ns/row; {ROUNDS} rounds of {ROWS} rows",
-            rate(costs),
-            per_row(costs, |cost| cost.server_s),
-            per_row(costs, |cost| cost.own_s)
+        let rate = median(costs.iter().map(|cost| ROWS as f64 / cost.wall_s).collect());
+        line(
+            format!("{}_rows_per_s", word(name)),
+            rate,
+            "rows/s",
+            "rows acknowledged, or inserted by the server itself, per second of wall time",
         );
+        line(format!("{}_server_ns", word(name)), per_row(costs, |cost| cost.server_s), "ns/row", "CPU time of the server");
+        if name.starts_with("shipper") {
+            line(format!("{}_own_ns", word(name)), per_row(costs, |cost| cost.own_s), "ns/row", "CPU time of the shipper");
+        }
     }
     // Pairs of one round, so that drift is in both.
     let ratio = |one: usize, other: usize, of: fn(&Cost) -> f64| {
@@ -182,12 +199,13 @@ async fn rows_per_second_end_to_end_beside_insert_select() {
     let own = ways.iter().position(|name| name.starts_with("INSERT")).expect("a way of the server's own");
     for other in own..ways.len() {
         for one in 0..own {
-            println!(
-                "{} has {:.2} of the rate of {} by wall clock, {:.2} by the server's CPU",
-                ways[one],
-                ratio(one, other, |cost| cost.wall_s),
-                ways[other],
-                ratio(one, other, |cost| cost.server_s)
+            let pair = format!("{}_to_{}", word(ways[one]), word(ways[other]));
+            line(format!("{pair}_ratio"), ratio(one, other, |cost| cost.wall_s), "ratio", "rates by wall time, within one round");
+            line(
+                format!("{pair}_cpu_ratio"),
+                ratio(one, other, |cost| cost.server_s),
+                "ratio",
+                "rates by the CPU time of the server, within one round",
             );
         }
     }

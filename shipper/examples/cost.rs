@@ -1,4 +1,5 @@
-//! What the transport costs the client, beside a request written by hand: `cargo test --profile ci -p otedama-shipper --test cost -- --ignored --nocapture`.
+//! What the transport costs the client, beside a request written by hand, one JSON line per figure: `cargo run --release -p otedama-shipper --example cost`; `cargo xtask figures ship`
+//! takes the median of several.
 use otedama_shipper::{Body, HttpSink, Sink, Timeouts};
 use rustix::time::{ClockId, clock_gettime};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -82,9 +83,7 @@ fn by_hand(stream: &mut TcpStream, path: &std::path::Path) {
     stream.read_exact(&mut answer).expect("answer");
 }
 
-#[test]
-#[ignore = "a measurement, run it by name"]
-fn transport_cost_in_cpu_ns_per_row() {
+fn main() {
     let mut content = vec![0u8; BYTES];
     let mut word = 1u64;
     for chunk in content.chunks_exact_mut(8) {
@@ -124,13 +123,13 @@ fn transport_cost_in_cpu_ns_per_row() {
             costs.push((process - (spent.load(Ordering::SeqCst) - before.1)) as f64 / ROWS as f64);
         }
     }
-    for (name, mut costs) in ["by hand", "the crate"].into_iter().zip(costs) {
+    for ((name, what), mut costs) in
+        [("ship_by_hand_ns", "one request written by hand"), ("ship_ns", "HttpSink, the transport of the shipper")].into_iter().zip(costs)
+    {
         costs.sort_by(f64::total_cmp);
         println!(
-            "{name}: median {:.1} CPU ns per row ({:.1} to {:.1}), {ROUNDS} rounds of {ROWS} rows",
-            costs[ROUNDS / 2],
-            costs[0],
-            costs[ROUNDS - 1]
+            r#"{{"name":"{name}","value":{:.2},"unit":"ns/row","counted":"CPU time to read, check and send a sealed segment, {what}","conditions":"median of {ROUNDS} turns of {ROWS} rows of 85 bytes, loopback, a server that throws bodies away, its own CPU time taken off, segment in the page cache"}}"#,
+            costs[ROUNDS / 2]
         );
     }
 }
