@@ -11,18 +11,18 @@ use otedama_pipeline::stages::{
     CHUNK_BYTES, CONNECTION_BYTES, DUPLICATE_TABLE_BYTES, DUPLICATE_TABLES, EXTRANONCES_WAITING, IN_FLIGHT, ROOT_CACHE_BYTES,
     SHARED_CHUNKS, TEXT_BYTES_MAX,
 };
-use otedama_primitives::{Answer, BlockCandidate, Dimension, Submit, Verdict};
+use otedama_primitives::{Answer, BlockCandidate, Dimension, Hash256, Submit, Verdict};
 use otedama_sharelog::LoggedRow;
 use otedama_stratum::v1::template::Shapes;
 use otedama_stratum::v1::workers::Workers;
 use otedama_stratum::vardiff::Memory;
 use serde::Serialize;
 
-use crate::config::{Ack, Config, Cores, WhenFull};
+use crate::config::{Ack, Config, Cores, RowLayout, WhenFull};
 use crate::jobs::{JOBS_WAITING, KEPT_FOR_CANDIDATES};
 use crate::stats::CONNECTIONS_MAX;
 use crate::topology::depth;
-use crate::wiring::{CANDIDATES_WAITING, FLAGGED_WAITING, JOURNAL_FILE_BYTES, SOCKET_BUFFER_BYTES};
+use crate::wiring::{CANDIDATES_WAITING, FLAGGED_WAITING, JOURNAL_FILE_BYTES, SOCKET_BUFFER_BYTES, layout_of};
 
 /// Numbers that the code fixes. All bytes are of one item.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,8 +81,6 @@ pub struct Limits {
     pub journal_file_bytes: u64,
     /// Rows that the sealer encodes at once are a segment's; bytes of a row while it does.
     pub seal_row_bytes: u64,
-    /// Bytes of a row in a sealed segment, on average.
-    pub sealed_row_bytes: u64,
     /// Latency histograms: one per net, and one that merges them.
     pub histograms_per_net: u64,
     /// Bytes of a histogram.
@@ -128,7 +126,6 @@ impl Default for Limits {
             journal_files: 4,
             journal_file_bytes: JOURNAL_FILE_BYTES,
             seal_row_bytes: 128,
-            sealed_row_bytes: 70,
             histograms_per_net: 2,
             histogram_bytes: 64 << 10,
             stats_clients: CONNECTIONS_MAX as u64,
@@ -284,6 +281,9 @@ pub fn bounds(config: &Config, limits: &Limits) -> Vec<Bound> {
     );
     bound("ring net_validate", pairs * limits.net_validate, size(size_of::<Submit>()), Taken::AtStart, "net waits");
     bound("ring validate_log", limits.lanes * limits.validate_log, size(size_of::<Verdict>()), Taken::AtStart, "validate waits");
+    if config.log.row == RowLayout::Full {
+        bound("ring validate_log_hash", limits.lanes * limits.validate_log, size(size_of::<Hash256>()), Taken::AtStart, "validate waits");
+    }
     bound(
         "ring log_net",
         limits.nets * limits.in_flight,
@@ -389,8 +389,13 @@ pub struct LogRoom {
 pub fn log_room(config: &Config, limits: &Limits) -> Vec<LogRoom> {
     // The journal's files lie in the same folder and count.
     let room = config.log.max_bytes.saturating_sub(limits.journal_files * limits.journal_file_bytes);
-    let rows = room / limits.sealed_row_bytes.max(1);
+    let rows = room / sealed_row_bytes(config);
     [1_000, 10_000, 100_000, 1_000_000].map(|rate| LogRoom { shares_per_s: rate, hours: rows as f64 / rate as f64 / 3600.0 }).to_vec()
+}
+
+/// Bytes of a row in a sealed segment.
+fn sealed_row_bytes(config: &Config) -> u64 {
+    layout_of(config.log.row).row_bytes() as u64
 }
 
 /// The bounds and the log's room as `otedama check` prints them.
@@ -422,7 +427,13 @@ pub fn table(config: &Config, limits: &Limits) -> String {
         bytes_text(total(Taken::AtMost)),
         bytes_text(config.log.max_bytes)
     );
-    let _ = writeln!(out, "\nthe log's {} hold, at about {} bytes a row:", bytes_text(config.log.max_bytes), limits.sealed_row_bytes);
+    let _ = writeln!(
+        out,
+        "\nthe log's {} hold, at {} bytes a row{}:",
+        bytes_text(config.log.max_bytes),
+        sealed_row_bytes(config),
+        if config.log.row == RowLayout::Rollup { ", at least, as shares of a worker in the same second are one row" } else { "" }
+    );
     for room in log_room(config, limits) {
         let _ = writeln!(out, "  {:>9} shares/s  {:>10.1} h", room.shares_per_s, room.hours);
     }
@@ -506,8 +517,10 @@ mod tests {
         let room = log_room(&Config::defaults(), &limits);
         let rates: Vec<u64> = room.iter().map(|r| r.shares_per_s).collect();
         assert_eq!(rates, [1_000, 10_000, 100_000, 1_000_000]);
-        // 64 GiB at 70 bytes a row: 981.7 million rows.
-        assert!((room[3].hours - 0.2727).abs() < 0.0001, "{room:?}");
+        // 64 GiB at 85 bytes a row: 808.5 million rows.
+        assert!((room[3].hours - 0.2246).abs() < 0.0001, "{room:?}");
+        let lean = Config::from_text("[log]\nrow = \"lean\"", "pool.toml", std::iter::empty());
+        assert!(lean.is_ok_and(|lean| log_room(&lean, &limits)[0].hours > room[0].hours * 1.2));
         assert!((room[0].hours / room[3].hours - 1000.0).abs() < 0.001);
         let small = Limits { journal_file_bytes: u64::MAX / 4, ..Limits::default() };
         assert_eq!(log_room(&Config::defaults(), &small)[0].hours, 0.0);

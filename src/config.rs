@@ -775,7 +775,7 @@ static KEYS: &[Key] = &[
         "row",
         "\"replayable\"",
         "\"lean\", \"replayable\", \"full\" or \"rollup\"",
-        "What a row keeps; replayable rows can be judged again.",
+        "What a row keeps. Replayable rows can be judged again, lean ones lack what made the header, full ones have the hash; rollup sums accepted shares by worker and second.",
         |c, v| {
             c.log.row = v.word()?;
             Ok(())
@@ -1411,7 +1411,6 @@ const NOT_BUILT: &[(&str, &str, AtRest)] = &[
     ("stratum.proxy_from", "proxy_from", |c| c.stratum.proxy_from.is_empty()),
     ("chain.coin", "a coin other than \"bitcoin\"", |c| c.chain.coin == "bitcoin"),
     ("chain.zmq", "zmq", |c| c.chain.zmq.is_empty()),
-    ("log.row", "a row layout other than \"replayable\"", |c| c.log.row == RowLayout::Replayable),
     ("log.when_full", "when_full = \"rollup\"", |c| c.log.when_full == WhenFull::Refuse),
     ("clickhouse.ca_file", "ca_file", |c| c.clickhouse.ca_file.is_none()),
 ];
@@ -2181,7 +2180,6 @@ mod tests {
             ("[stratum]\nproxy_from = [\"10.0.0.0/8\"]", "stratum.proxy_from"),
             ("[chain]\ncoin = \"litecoin\"", "chain.coin"),
             ("[chain]\nzmq = [\"tcp://127.0.0.1:28332\"]", "chain.zmq"),
-            ("[log]\nrow = \"full\"", "log.row"),
             ("[log]\nwhen_full = \"rollup\"", "log.when_full"),
             ("[clickhouse]\nca_file = \"a.pem\"", "clickhouse.ca_file"),
         ] {

@@ -15,7 +15,7 @@ use otedama_pipeline::stages::{
     Append, BlockBell, Histograms, IN_FLIGHT, Log, LogPorts, Net, NetPorts, NetSettings, Validate, ValidatePorts, ValidatedJob,
 };
 use otedama_pipeline::{Cores, Full, Rx, Topology, Tx};
-use otedama_primitives::{Answer, BlockCandidate, Clock, Dimension, Submit, Verdict};
+use otedama_primitives::{Answer, BlockCandidate, Clock, Dimension, Hash256, Submit, Verdict};
 use otedama_stratum::v1::PublishedJob;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize};
@@ -67,6 +67,8 @@ pub struct Boot<C> {
     pub seed: u64,
     /// Tier `memory`: answers are released before the append.
     pub answer_first: bool,
+    /// Layout `full`: the hash of every share goes to the log.
+    pub keeps_hashes: bool,
     /// Calls chain to the ring of block candidates.
     pub block_bell: BlockBell,
     /// Stages that stop for a while; none but in tests.
@@ -98,7 +100,7 @@ pub fn lay_out<D: Driver + 'static, A: Append + 'static, C: Clock>(
         log_metrics: Arc::default(),
     };
     let mut submits_of_lane: Vec<Vec<Rx<Submit>>> = (0..lanes).map(|_| vec![]).collect();
-    let (mut all_answers, mut all_names, mut all_verdicts) = (vec![], vec![], vec![]);
+    let (mut all_answers, mut all_names, mut all_verdicts, mut all_hashes) = (vec![], vec![], vec![], vec![]);
 
     for (net, driver) in drivers.into_iter().enumerate() {
         let mut submits = vec![];
@@ -130,21 +132,26 @@ pub fn lay_out<D: Driver + 'static, A: Append + 'static, C: Clock>(
     }
     for (lane, submits) in submits_of_lane.into_iter().enumerate() {
         let (verdicts, verdicts_rx) = t.ring::<Verdict>(format!("validate_log:{lane}"), depth::VALIDATE_LOG, Full::Wait);
+        // Beside validate_log, in the same order: it never fills before that ring does.
+        let hashes = boot.keeps_hashes.then(|| t.ring::<Hash256>(format!("validate_log_hash:{lane}"), depth::VALIDATE_LOG, Full::Wait));
+        let (hashes, hashes_rx) = hashes.unzip();
         let (blocks, blocks_rx) = t.ring::<BlockCandidate>(format!("validate_chain:{lane}"), depth::VALIDATE_CHAIN, Full::Flag); // full: chain takes it from the log
         let (jobs_tx, jobs) = t.ring::<Arc<ValidatedJob>>(format!("chain_validate:{lane}"), depth::JOBS, Full::Wait);
         let metrics: Arc<ValidateMetrics> = Arc::default();
         all_verdicts.push(verdicts_rx);
+        all_hashes.extend(hashes_rx);
         ends.blocks.push(blocks_rx);
         ends.jobs_to_validate.push(jobs_tx);
         ends.validate_metrics.push(metrics.clone());
         let (nets_running, validates_running) = (nets_running.clone(), validates_running.clone());
         let block_bell = boot.block_bell.clone();
-        let ports = ValidatePorts { submits, verdicts, blocks, block_bell, jobs, metrics, nets_running, validates_running };
+        let ports = ValidatePorts { submits, verdicts, hashes, blocks, block_bell, jobs, metrics, nets_running, validates_running };
         t.stage(format!("validate:{lane}"), Validate::new(boot.isa, boot.seed, ports), cores.validate[lane]);
     }
     let metrics = ends.log_metrics.clone();
     let ports = LogPorts {
         verdicts: all_verdicts,
+        hashes: all_hashes,
         answers: all_answers,
         names: all_names,
         metrics,

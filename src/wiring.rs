@@ -1,6 +1,6 @@
 //! Puts the crates together: the share path on its cores, and around it chain, sealer, shipper and stats on the control and stats cores.
 use crate::capture::{Capture, CaptureFailure, CaptureOrder, Drawn, JobTurn, JobTurns, PatientPractice, Replay};
-use crate::config::{self, Ack, Config};
+use crate::config::{self, Ack, Config, RowLayout, WhenFull};
 use crate::jobs::{CandidatesFromLog, JobDesk, PoolSink, lock};
 use crate::stats::StatsServer;
 use crate::stats_source::PoolStats;
@@ -17,7 +17,7 @@ use otedama_pipeline::sys::{WallClock, allowed_cores, ask_for_huge_pages_alone, 
 use otedama_pipeline::{Cores, Running};
 use otedama_primitives::{BlockCandidate, Clock, Difficulty, RunId};
 use otedama_sharelog::store::SegmentStore;
-use otedama_sharelog::{LogSettings, LoggedRow, RunRecord, SealStep, Sealer, ShareLog, SyncStep, Syncer};
+use otedama_sharelog::{Layout, LogSettings, LoggedRow, RunRecord, SealStep, Sealer, ShareLog, SyncStep, Syncer};
 use otedama_shipper::{Shipper, ShipperSettings, ShipperState};
 use otedama_stratum::v1;
 use otedama_stratum::vardiff::{Learning, Memory, Policy};
@@ -239,6 +239,16 @@ pub fn shipper_settings(config: &Config) -> Option<ShipperSettings> {
     Some(settings)
 }
 
+/// The share log's name for `[log] row`.
+pub fn layout_of(row: RowLayout) -> Layout {
+    match row {
+        RowLayout::Lean => Layout::Lean,
+        RowLayout::Replayable => Layout::Replayable,
+        RowLayout::Full => Layout::Full,
+        RowLayout::Rollup => Layout::Rollup,
+    }
+}
+
 fn log_settings(config: &Config, run: RunId) -> LogSettings {
     let ships = config.clickhouse.url.is_some();
     LogSettings {
@@ -252,6 +262,8 @@ fn log_settings(config: &Config, run: RunId) -> LogSettings {
         keep_ms: config.log.keep_s.saturating_mul(1000),
         keep_shipped_ms: config.log.keep_shipped_s.saturating_mul(1000),
         has_cursor: ships,
+        layout: layout_of(config.log.row),
+        rolls_up_when_full: config.log.when_full == WhenFull::Rollup,
     }
 }
 
@@ -406,7 +418,15 @@ impl Pool {
             move || candidate_found.notify_one()
         });
         let answer_first = config.log.ack == Ack::Memory;
-        let boot = Boot { clock: clock.clone(), isa, seed: random(), answer_first, block_bell, fail_points: fail_points()? };
+        let boot = Boot {
+            clock: clock.clone(),
+            isa,
+            seed: random(),
+            answer_first,
+            keeps_hashes: config.log.row == RowLayout::Full,
+            block_bell,
+            fail_points: fail_points()?,
+        };
         let journal = JournalEnd::new(journal, log_full.clone());
         let (mut capture_writers, mut capture_metrics) = (Vec::new(), Vec::new());
         let mut captures = Captures { core: cores.control, started, writers: &mut capture_writers, metrics: &mut capture_metrics };
@@ -921,6 +941,7 @@ mod tests {
             version: 0,
             extranonce2: 0,
             latency_us: 0,
+            ..LoggedRow::default()
         }
     }
 

@@ -67,6 +67,37 @@ fn the_books_agree_where_jobs_and_blocks_change_under_load() {
 }
 
 #[test]
+fn the_books_agree_whatever_a_row_keeps() {
+    for row in ["lean", "full", "rollup"] {
+        books_agree_over(Config { row, net: "0,1", validate: "0,1", ..Config::default() }, Amount::Submits(20_000), 64, 8);
+    }
+}
+
+#[test]
+fn rows_of_layout_full_have_the_hash_that_they_were_judged_by() {
+    let _turn = alone();
+    let site = Site::new(Config { row: "full", net: "0", validate: "0,1", ..Config::default() });
+    let server = site.serve();
+    let behaviour = Behaviour { bad_every: 10, dup_every: 10, ..Behaviour::default() };
+    let report = load(server.stratum, Amount::Submits(20_000), 64, 8, behaviour, LedgerSink::None);
+    assert_eq!(report.totals.wrong, 0);
+    server.stop();
+    let mut hashed = 0;
+    for row in otedama_sharelog::scan::rows(&site.log(), Default::default()).expect("the log") {
+        let row = row.expect("a sound segment");
+        assert_eq!(row.share_difficulty > 0.0, row.hash != otedama_primitives::Hash256::default(), "{row:?}");
+        if row.share_difficulty > 0.0 {
+            // The difficulty was computed from the top of the hash, beside it.
+            assert!((row.hash.difficulty() / f64::from(row.share_difficulty) - 1.0).abs() < 1e-6, "{row:?}");
+            let met = otedama_primitives::Work::new(row.work).target().is_met_by(&row.hash);
+            assert!(met || row.status != ShareStatus::Accepted as u8, "an accepted share's hash meets its target: {row:?}");
+            hashed += 1;
+        }
+    }
+    assert!(hashed > 10_000, "{hashed}");
+}
+
+#[test]
 fn the_books_agree_with_one_net_over_two_validate_lanes() {
     books_agree_over(Config { net: "0", validate: "0,1", ..Config::default() }, Amount::Submits(20_000), 64, 8);
 }

@@ -271,6 +271,8 @@ fn rewrite(from: &Path, to: &Path, logged: &[LoggedRow]) {
             keep_ms: u64::MAX,
             keep_shipped_ms: 0,
             has_cursor: false,
+            layout: otedama_sharelog::Layout::Replayable,
+            rolls_up_when_full: false,
         };
         let (mut journal, mut sealer, registry, _) = ShareLog::open(settings).expect("open");
         for record in &records {

@@ -14,7 +14,7 @@ use otedama_pipeline::stages::{
 };
 use otedama_pipeline::{Regime, Stage};
 use otedama_primitives::{
-    Answer, BlockCandidate, Clock, DIFFICULTY_MIN, Difficulty, Dimension, ManualClock, RunId, ShareRow, Submit, Target, Verdict,
+    Answer, BlockCandidate, Clock, DIFFICULTY_MIN, Difficulty, Dimension, Hash256, ManualClock, RunId, ShareRow, Submit, Target, Verdict,
 };
 use otedama_stratum::v1::{self, PublishedJob};
 use otedama_stratum::vardiff::{Learning, Memory, Policy};
@@ -120,7 +120,7 @@ impl Append for Sink {
     fn room_cells(&self) -> usize {
         1 << 20
     }
-    fn append(&mut self, _: &[Dimension], _: &[ShareRow]) {}
+    fn append(&mut self, _: &[Dimension], _: &[ShareRow], _: &[Hash256]) {}
     fn is_full(&self) -> bool {
         false
     }
@@ -197,6 +197,7 @@ impl Pool {
         let ports = ValidatePorts {
             submits: vec![submits_rx],
             verdicts,
+            hashes: None,
             blocks,
             jobs: validate_jobs,
             metrics: Arc::default(),
@@ -207,6 +208,7 @@ impl Pool {
         let validate = Validate::new(Isa::Portable, 7, ports);
         let ports = LogPorts {
             verdicts: vec![verdicts_rx],
+            hashes: vec![],
             answers: vec![answers_tx],
             names: vec![names_rx],
             metrics: Arc::default(),

@@ -192,6 +192,8 @@ impl SharePath {
             keep_ms: 1_000,
             keep_shipped_ms: 1_000,
             has_cursor: false,
+            layout: otedama_sharelog::Layout::Replayable,
+            rolls_up_when_full: false,
         };
         let (journal, sealer, _registry, counters) = ShareLog::open(settings).map_err(|error| format!("opening the journal: {error}"))?;
         let sealer = start_sealer(sealer, clock.clone(), core);
@@ -234,6 +236,7 @@ impl SharePath {
         let validate_ports = ValidatePorts {
             submits: vec![submits_rx],
             verdicts,
+            hashes: None,
             blocks,
             block_bell: BlockBell::silent(),
             jobs: validate_jobs,
@@ -243,6 +246,7 @@ impl SharePath {
         };
         let log_ports = LogPorts {
             verdicts: vec![verdicts_rx],
+            hashes: vec![],
             answers: vec![answers_tx],
             names: vec![names_rx],
             metrics: Arc::new(LogMetrics::default()),

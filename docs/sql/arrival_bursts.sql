@@ -13,7 +13,7 @@ SELECT
     round((sum(submits * submits) / 3600 - pow(sum(submits) / 3600, 2)) / (sum(submits) / 3600), 3) AS fano
 FROM
 (
-    SELECT toStartOfHour(time, 'UTC') AS hour, time AS second, count() AS submits
+    SELECT toStartOfHour(time, 'UTC') AS hour, time AS second, sum(share_count) AS submits
     FROM shares
     WHERE time >= {since:DateTime} AND time < {until:DateTime}
     GROUP BY hour, second

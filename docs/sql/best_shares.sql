@@ -4,7 +4,7 @@
 -- param until DateTime = now: end of the span
 -- param rows UInt64 = 20: rows to show
 -- answer: network_percent is the difficulty of the share's hash as a part of what the network asked for at its job; 100 and above is a block.
-SELECT worker_name, share_difficulty, round(100 * share_difficulty / network_difficulty, 4) AS network_percent, time, us, seg, seq
+SELECT worker_name, share_difficulty, round(if(network_difficulty > 0, 100 * share_difficulty / network_difficulty, 0), 4) AS network_percent, time, us, seg, seq
 FROM
 (
     SELECT worker, share_difficulty, network_difficulty, time, us, seg, seq

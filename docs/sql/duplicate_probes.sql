@@ -22,7 +22,7 @@ FROM
     ) AS counted
     ANY LEFT JOIN
     (
-        SELECT worker, count() AS submits
+        SELECT worker, sum(share_count) AS submits
         FROM shares
         WHERE time >= {since:DateTime} AND time < {until:DateTime}
         GROUP BY worker

@@ -13,7 +13,7 @@ FROM
     (
         SELECT worker, session, toUInt32(min(time)) AS first_s, toUInt32(max(time)) AS last_s, count() AS submits
         FROM shares
-        WHERE worker != 0 AND time >= {since:DateTime} AND time < {until:DateTime}
+        WHERE worker != 0 AND session != 0 AND time >= {since:DateTime} AND time < {until:DateTime}
         GROUP BY worker, session
     )
     GROUP BY worker

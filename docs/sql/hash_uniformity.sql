@@ -13,7 +13,7 @@ FROM
     (
         SELECT worker, least(9, toUInt8(floor(10 * (toFloat64(work) * 65535 / exp2(48) / share_difficulty)))) AS tenth, count() AS shares_in
         FROM shares
-        WHERE status = 'accepted' AND share_difficulty > 0 AND time >= {since:DateTime} AND time < {until:DateTime}
+        WHERE status = 'accepted' AND share_difficulty > 0 AND session != 0 AND time >= {since:DateTime} AND time < {until:DateTime}
         GROUP BY worker, tenth
     )
     GROUP BY worker

@@ -14,9 +14,9 @@ FROM
 (
     SELECT
         worker,
-        count() AS shares_accepted,
+        sum(share_count) AS shares_accepted,
         sum(toFloat64(work)) AS hashes,
-        hashes * hashes / sum(toFloat64(work) * toFloat64(work)) AS effective,
+        hashes * hashes / sum(toFloat64(work) * toFloat64(work) / share_count) AS effective,
         toUInt32({until:DateTime}) - toUInt32({since:DateTime}) AS seconds
     FROM shares
     WHERE status = 'accepted' AND time >= {since:DateTime} AND time < {until:DateTime}

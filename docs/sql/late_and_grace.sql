@@ -6,9 +6,9 @@
 --   work means slow miners or a job refresh that is too frequent, much grace work a difficulty that changes too often.
 SELECT
     toStartOfHour(time, 'UTC') AS hour,
-    count() AS shares_accepted,
-    countIf(bitAnd(flags, 2) != 0) AS late,
-    countIf(bitAnd(flags, 4) != 0) AS grace,
+    sum(share_count) AS shares_accepted,
+    sumIf(share_count, bitAnd(flags, 2) != 0) AS late,
+    sumIf(share_count, bitAnd(flags, 4) != 0) AS grace,
     round(100 * sumIf(toFloat64(work), bitAnd(flags, 2) != 0) / sum(toFloat64(work)), 3) AS late_work_percent,
     round(100 * sumIf(toFloat64(work), bitAnd(flags, 4) != 0) / sum(toFloat64(work)), 3) AS grace_work_percent
 FROM shares

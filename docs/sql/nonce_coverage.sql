@@ -13,7 +13,7 @@ FROM
     (
         SELECT worker, intDiv(nonce, 268435456) AS part, count() AS shares_in
         FROM shares
-        WHERE status = 'accepted' AND time >= {since:DateTime} AND time < {until:DateTime}
+        WHERE status = 'accepted' AND session != 0 AND time >= {since:DateTime} AND time < {until:DateTime}
         GROUP BY worker, part
     )
     GROUP BY worker

@@ -9,7 +9,7 @@ FROM
 (
     SELECT session, toInt64(ntime) - toInt64(toUInt32(time)) AS ahead_s
     FROM shares
-    WHERE status IN ('accepted', 'low_difficulty') AND time >= {since:DateTime} AND time < {until:DateTime}
+    WHERE status IN ('accepted', 'low_difficulty') AND ntime != 0 AND time >= {since:DateTime} AND time < {until:DateTime}
 ) AS counted
 ALL INNER JOIN
 (

@@ -22,7 +22,7 @@ FROM
     (
         SELECT session, arraySort(groupArray((toUInt32(time) * 1000000 + us, round(toFloat64(work) * 65535 / exp2(48), 6)))) AS rows_in_order
         FROM shares
-        WHERE status = 'accepted' AND worker IN (SELECT worker FROM workers WHERE name = {worker:String}) AND time >= {since:DateTime} AND time < {until:DateTime}
+        WHERE status = 'accepted' AND session != 0 AND worker IN (SELECT worker FROM workers WHERE name = {worker:String}) AND time >= {since:DateTime} AND time < {until:DateTime}
         GROUP BY session
     )
 )

@@ -15,7 +15,7 @@ FROM
         (
             SELECT session, job, version
             FROM shares
-            WHERE status = 'accepted' AND time >= {since:DateTime} AND time < {until:DateTime}
+            WHERE status = 'accepted' AND version != 0 AND time >= {since:DateTime} AND time < {until:DateTime}
         ) AS counted
         ALL INNER JOIN
         (

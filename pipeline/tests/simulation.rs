@@ -156,7 +156,7 @@ impl Append for SimulatedJournal {
         self.lock().room
     }
 
-    fn append(&mut self, dimensions: &[Dimension], rows: &[ShareRow]) {
+    fn append(&mut self, dimensions: &[Dimension], rows: &[ShareRow], _: &[Hash256]) {
         let mut log = self.lock();
         let cells = dimensions.len() * 4 + rows.len() + 1;
         assert!(cells <= log.room, "appended without room");
@@ -379,6 +379,7 @@ fn world<D: Driver + 'static, A: Append + 'static>(drivers: Vec<D>, journal: A, 
         let ports = ValidatePorts {
             submits,
             verdicts,
+            hashes: None,
             blocks,
             block_bell: BlockBell::silent(),
             jobs,
@@ -391,6 +392,7 @@ fn world<D: Driver + 'static, A: Append + 'static>(drivers: Vec<D>, journal: A, 
     let metrics = Arc::new(LogMetrics::default());
     let ports = LogPorts {
         verdicts: verdicts_rx,
+        hashes: vec![],
         answers: answers_tx,
         names: names_rx,
         metrics,
@@ -739,7 +741,7 @@ impl Append for Sink {
         1 << 20
     }
 
-    fn append(&mut self, _: &[Dimension], _: &[ShareRow]) {}
+    fn append(&mut self, _: &[Dimension], _: &[ShareRow], _: &[Hash256]) {}
 
     fn is_full(&self) -> bool {
         false

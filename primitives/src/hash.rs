@@ -1,9 +1,11 @@
 //! 256-bit hashes and hex.
+use bytemuck::{Pod, Zeroable};
 use std::fmt;
 use wide::{i8x16, i16x8, u8x16, u16x8};
 
 /// A SHA-256d hash in internal byte order: the bytes as SHA-256 puts them out and as they lie in a header. `Display` prints them reversed, as explorers and RPCs do.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Default, PartialOrd, Ord)]
+#[repr(transparent)]
+#[derive(Clone, Copy, Pod, Zeroable, PartialEq, Eq, Hash, Default, PartialOrd, Ord)]
 pub struct Hash256(pub [u8; 32]);
 
 impl Hash256 {

@@ -128,6 +128,11 @@ impl<'a> Hasher<'a> {
             found.shard = shard_of(&key_of(row, &found), self.shards) as u16;
             found
         };
+        // Lean rows and sums: what they were judged from is not there.
+        if row.is_sum() || !row.layout.is_whole() {
+            found.alone = Alone::Unjudged(Unjudged::NotKept);
+            return (keep(found), None);
+        }
         if row.arrival_us < self.portion.since_us {
             if row.status == ShareStatus::Accepted as u8 && session.is_some() {
                 found.alone = Alone::Remembered;

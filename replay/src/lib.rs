@@ -26,7 +26,7 @@ use facts::Facts;
 use judge::Portion;
 use otedama_kernels::Isa;
 use otedama_sharelog::scan::{self, Filter};
-use otedama_sharelog::{LogError, LoggedRow};
+use otedama_sharelog::{Layout, LogError, LoggedRow};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::sync_channel;
 use tables::Shard;
@@ -115,9 +115,12 @@ fn read(rows: scan::Rows, mut give: impl FnMut((Vec<LoggedRow>, Vec<LogError>)) 
     give((portion, damage));
 }
 
-/// Arrival of the oldest row that the folder still has, if retention may have removed some before it.
+/// Arrival of the oldest row before which the folder may lack some, because retention removed them or their layout keeps less; 0 where it lacks none.
 fn oldest_row_us(dir: &Path) -> Result<u64, LogError> {
     let store = otedama_sharelog::store::SegmentStore::open(dir)?;
-    let first = store.segments().ok().and_then(|metas| metas.into_iter().next());
-    Ok(first.filter(|meta| meta.sequence() > 1).map_or(0, |meta| meta.first_us))
+    let metas = store.segments().unwrap_or_default();
+    let removed_us = metas.first().filter(|meta| meta.sequence() > 1).map_or(0, |meta| meta.first_us);
+    // Lean rows and sums are there, but not as an original that could be known again.
+    let summed_us = metas.iter().filter(|meta| meta.layout == Layout::Lean || meta.layout == Layout::Rollup).map(|meta| meta.last_us).max();
+    Ok(removed_us.max(summed_us.map_or(0, |last_us| last_us.saturating_add(1_000_000))))
 }

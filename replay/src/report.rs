@@ -56,11 +56,13 @@ pub enum Unjudged {
     OriginalGone,
     /// A status that this release does not know.
     StatusUnknown,
+    /// The layout of its segment does not keep what it was judged from: a lean row, or a sum.
+    NotKept,
 }
 
 impl Unjudged {
     /// Every reason.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Malformed,
         Self::Unauthorized,
         Self::Overload,
@@ -69,6 +71,7 @@ impl Unjudged {
         Self::MaskUnrecorded,
         Self::OriginalGone,
         Self::StatusUnknown,
+        Self::NotKept,
     ];
 
     /// Name in JSON.
@@ -82,6 +85,7 @@ impl Unjudged {
             Self::MaskUnrecorded => "version_mask_unrecorded",
             Self::OriginalGone => "original_gone",
             Self::StatusUnknown => "status_unknown",
+            Self::NotKept => "not_kept",
         }
     }
 }

@@ -44,6 +44,8 @@ fn measure(folder: &std::path::Path, batch: usize, rows_wanted: u64) -> Result<(
         keep_ms: u64::MAX,
         keep_shipped_ms: 0,
         has_cursor: false,
+        layout: otedama_sharelog::Layout::Replayable,
+        rolls_up_when_full: false,
     };
     let (mut journal, mut sealer, ..) = ShareLog::open(settings)?;
     let session = Dimension::session(&SessionRecord {

@@ -32,6 +32,8 @@ fn settings(dir: &Path, boot: u32) -> LogSettings {
         keep_ms: u64::MAX,
         keep_shipped_ms: 0,
         has_cursor: false,
+        layout: otedama_sharelog::Layout::Replayable,
+        rolls_up_when_full: false,
     }
 }
 

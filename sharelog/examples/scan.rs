@@ -64,6 +64,8 @@ fn make(folder: &Path, rows: u64) -> Result<(), Box<dyn std::error::Error>> {
         keep_ms: u64::MAX,
         keep_shipped_ms: 0,
         has_cursor: false,
+        layout: otedama_sharelog::Layout::Replayable,
+        rolls_up_when_full: false,
     };
     let (mut journal, mut sealer, ..) = ShareLog::open(settings)?;
     let mut made = 0;

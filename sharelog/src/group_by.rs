@@ -5,8 +5,9 @@
 //! against the sums in its meta instead; `otedama log verify` is what checks every byte.
 use crate::error::LogError;
 use crate::id_map::mix;
+use crate::layout::{COLUMNS, Layout};
 use crate::scan::Filter;
-use crate::segment::{COLUMNS, LoggedRow, SegmentBlock, SegmentMeta};
+use crate::segment::{LoggedRow, SegmentBlock, SegmentMeta};
 use crate::shares::Key;
 use crate::store::SegmentStore;
 use otedama_primitives::ShareStatus;
@@ -83,12 +84,12 @@ impl<const N: usize> GroupTable<N> {
     }
 
     /// Adds one row.
-    pub(crate) fn add(&mut self, keys: &[u64; N], work: u64, status: u8) {
+    pub(crate) fn add(&mut self, keys: &[u64; N], row: &LoggedRow) {
         let sums = self.sums(keys);
-        sums.shares += 1;
-        sums.work += u128::from(work);
-        if status == ShareStatus::Accepted as u8 {
-            sums.credited += u128::from(work);
+        sums.shares += u64::from(row.share_count);
+        sums.work += u128::from(row.work);
+        if row.status == ShareStatus::Accepted as u8 {
+            sums.credited += u128::from(row.work);
         }
     }
 
@@ -147,6 +148,10 @@ struct ColumnFile {
 impl ColumnFile {
     /// Finds the columns of a segment. None where the file is not a block of `meta.rows` rows of known columns, or cannot be read: whoever reads it whole tells what it is.
     fn open(path: &Path, meta: &SegmentMeta) -> Option<Self> {
+        if meta.layout == Layout::Rollup {
+            // Few rows, which stand for several shares each.
+            return None;
+        }
         let file = File::open(path).ok()?;
         if file.metadata().ok()?.len() != meta.native_bytes {
             return None;
@@ -395,7 +400,7 @@ impl<const N: usize> Scan<'_, N> {
         match SegmentBlock::parse(&self.whole) {
             Ok(block) => {
                 for row in (0..block.rows()).map(|row| block.row(row)).filter(|row| self.filter.takes(row)) {
-                    self.table.add(&keys_of(self.keys, &row), row.work, row.status);
+                    self.table.add(&keys_of(self.keys, &row), &row);
                 }
                 Ok(Scanned::Whole)
             }

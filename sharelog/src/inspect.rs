@@ -69,10 +69,11 @@ pub fn dump(dir: &Path) -> Result<String, LogError> {
                 let journal: Vec<String> =
                     meta.journal.iter().map(|range| format!("{}:{}..{}", range.file, range.first, range.end)).collect();
                 line(format_args!(
-                    "  {}  {} to {}  rows {} ({})  bytes {}  crc {:08x}  hash {:016x}  journal {}",
+                    "  {}  {} to {}  {}  rows {} ({})  bytes {}  crc {:08x}  hash {:016x}  journal {}",
                     meta.name,
                     utc_text(meta.first_us / 1_000_000),
                     utc_text(meta.last_us / 1_000_000),
+                    meta.layout.label(),
                     meta.rows,
                     statuses.join(", "),
                     meta.native_bytes,

@@ -1,12 +1,13 @@
 //! The open form of the log: the log stage appends batches to mapped, preallocated files.
 use crate::error::JournalFull;
 use crate::journal_format::{
-    BATCH_DIMENSIONS_MAX, BATCH_ROWS_MAX, CELL, COMMITTED_END_OFFSET, Commit, DIMENSION_CELLS, FIRST_CELL, committed_end_word, row_sequence,
+    BATCH_DIMENSIONS_MAX, BATCH_ROWS_MAX, CELL, COMMITTED_END_OFFSET, Commit, DIMENSION_CELLS, FIRST_CELL, committed_end_word, hash_cells,
+    row_sequence,
 };
 use crate::mapping::MappedFile;
 use crate::sync::JournalSync;
 use otedama_killpoint::pass;
-use otedama_primitives::{Dimension, ShareRow};
+use otedama_primitives::{Dimension, Hash256, ShareRow};
 use std::fs::File;
 use std::sync::Arc;
 
@@ -68,7 +69,7 @@ impl Journal {
         self.sync.as_ref().is_some_and(JournalSync::is_failing)
     }
 
-    /// Cells of 64 bytes (one per row, four per dimension record) that a single `append` can take right now. Zero: the log is full.
+    /// Cells of 64 bytes (one per row, one per two hashes, four per dimension record) that a single `append` can take right now. Zero: the log is full.
     #[inline]
     pub fn room_cells(&self) -> usize {
         let here = self.current.as_ref().map_or(0, |file| file.cells.saturating_sub(self.next_cell + 1));
@@ -87,9 +88,18 @@ impl Journal {
     /// # Panics
     /// When the batch has more than 512 rows or 64 dimension records.
     pub fn append(&mut self, dimensions: &[Dimension], rows: &[ShareRow]) -> Result<(), JournalFull> {
+        self.append_hashed(dimensions, rows, &[])
+    }
+
+    /// As `append`, with the hash of every row: for a log of layout `full`. In a log of another layout `hashes` is empty.
+    ///
+    /// # Panics
+    /// As `append`, and when there are hashes, but not one per row.
+    pub fn append_hashed(&mut self, dimensions: &[Dimension], rows: &[ShareRow], hashes: &[Hash256]) -> Result<(), JournalFull> {
+        assert!(hashes.is_empty() || hashes.len() == rows.len(), "one hash per row, or none");
         assert!(rows.len() <= BATCH_ROWS_MAX, "a batch has at most 512 rows");
         assert!(dimensions.len() <= BATCH_DIMENSIONS_MAX, "a batch has at most 64 dimension records");
-        let cells = dimensions.len() as u32 * DIMENSION_CELLS + rows.len() as u32;
+        let cells = dimensions.len() as u32 * DIMENSION_CELLS + rows.len() as u32 + hash_cells(hashes.len() as u32);
         if cells == 0 {
             return Ok(());
         }
@@ -104,9 +114,14 @@ impl Journal {
         else {
             return Err(JournalFull);
         };
-        let (dimension_bytes, row_bytes) = body.split_at_mut(size_of_val(dimensions));
+        let (dimension_bytes, rest) = body.split_at_mut(size_of_val(dimensions));
+        let (row_bytes, hash_bytes) = rest.split_at_mut(size_of_val(rows));
         dimension_bytes.copy_from_slice(bytemuck::cast_slice(dimensions));
         row_bytes.copy_from_slice(bytemuck::cast_slice(rows));
+        let (hash_bytes, odd) = hash_bytes.split_at_mut(size_of_val(hashes));
+        hash_bytes.copy_from_slice(bytemuck::cast_slice(hashes));
+        // The cell behind an odd number of hashes: what an earlier use of the file left there would be in the crc all the same, but the same batch is the same bytes.
+        odd.fill(0);
         let mut last_us = self.last_us;
         let mut goes_back = false;
         for row in rows {
@@ -122,6 +137,7 @@ impl Journal {
             first_row: self.next_row,
             rows: rows.len() as u32,
             dimensions: dimensions.len() as u32,
+            has_hashes: !hashes.is_empty(),
             cells_crc: crc32c::crc32c(body),
         };
         let record = commit.encode();

@@ -4,7 +4,8 @@
 //! cell 0   header: magic, version, file number, run prefix, directory epoch, cells, newest segment; crc32c in its last 4 bytes
 //! cell 1   committed end: next free cell u32, crc32c of (file number, next free cell) u32; one word, stored last of all;
 //!          in tier `disk` a second such word: the end that was durable when the first was written (0 in the other tiers)
-//! cell 2.. batches: a commit record, then dimension cells (4 per record), then row cells (1 per row)
+//! cell 2.. batches: a commit record, then dimension cells (4 per record), then row cells (1 per row);
+//!          in files of version 2, which layout `full` writes, then hash cells (2 hashes per cell, in order of the rows)
 //! ```
 //! A commit stands before its cells but is written after them, so a scan is a walk. The word with its magic and file number is stored after the rest of the record:
 //! a process killed half way leaves no commit. A recycled file has a higher number, so what an earlier use left behind is not valid.
@@ -12,7 +13,7 @@
 //! In tier `disk` nothing behind the durable end was acknowledged before the next sync returned. Pages reach a disk in any order, so a power cut may leave holes there:
 //! the file ends at the first of them. Below the durable end a hole is damage.
 use bytemuck::{Pod, Zeroable};
-use otedama_primitives::{Dimension, ShareRow};
+use otedama_primitives::{Dimension, Hash256, ShareRow};
 
 /// Bytes of a cell.
 pub(crate) const CELL: usize = 64;
@@ -25,7 +26,8 @@ pub const BATCH_ROWS_MAX: usize = 512;
 /// Dimension records of a batch, at most.
 pub const BATCH_DIMENSIONS_MAX: usize = 64;
 /// Cells of a batch with its commit record, at most.
-pub(crate) const BATCH_CELLS_MAX: u32 = 1 + BATCH_DIMENSIONS_MAX as u32 * DIMENSION_CELLS + BATCH_ROWS_MAX as u32;
+pub(crate) const BATCH_CELLS_MAX: u32 =
+    1 + BATCH_DIMENSIONS_MAX as u32 * DIMENSION_CELLS + BATCH_ROWS_MAX as u32 + hash_cells(BATCH_ROWS_MAX as u32);
 /// Byte offset of the committed end.
 pub(crate) const COMMITTED_END_OFFSET: usize = CELL;
 /// Byte offset of the durable end.
@@ -35,7 +37,14 @@ pub(crate) const PREAMBLE: usize = 2 * CELL;
 
 const HEADER_MAGIC: [u8; 8] = *b"OTEDJRN\x01";
 const COMMIT_MAGIC: u32 = 0xC0A1_17ED;
+/// Files without hashes, which every release reads, and with them.
 const VERSION: u32 = 1;
+const VERSION_WITH_HASHES: u32 = 2;
+
+/// Cells that the hashes of so many rows take.
+pub(crate) const fn hash_cells(rows: u32) -> u32 {
+    rows.div_ceil((CELL / size_of::<Hash256>()) as u32)
+}
 
 const _: () = assert!(cfg!(target_endian = "little"), "rows and columns are written as they lie in memory");
 const _: () = assert!(size_of::<ShareRow>() == CELL && size_of::<Dimension>() == CELL * DIMENSION_CELLS as usize);
@@ -62,6 +71,8 @@ pub(crate) struct JournalHeader {
     pub(crate) cells: u32,
     /// Sequence of the newest segment when the file was made ready: were the newest segments to vanish with their metas, this still tells. 0 in files of earlier builds.
     pub(crate) sealed: u32,
+    /// Batches may carry the hashes of their rows.
+    pub(crate) has_hashes: bool,
 }
 
 impl JournalHeader {
@@ -69,7 +80,8 @@ impl JournalHeader {
     pub(crate) fn preamble(&self) -> [u8; PREAMBLE] {
         let mut bytes = [0u8; PREAMBLE];
         bytes[0..8].copy_from_slice(&HEADER_MAGIC);
-        bytes[8..12].copy_from_slice(&VERSION.to_le_bytes());
+        let version = if self.has_hashes { VERSION_WITH_HASHES } else { VERSION };
+        bytes[8..12].copy_from_slice(&version.to_le_bytes());
         bytes[12..16].copy_from_slice(&self.file_number.to_le_bytes());
         bytes[16..20].copy_from_slice(&self.run_prefix.to_le_bytes());
         bytes[20..24].copy_from_slice(&self.epoch.to_le_bytes());
@@ -92,7 +104,7 @@ impl JournalHeader {
             return Err(HeaderProblem::Damaged);
         }
         let version = word32(bytes, 8);
-        if version != VERSION {
+        if version != VERSION && version != VERSION_WITH_HASHES {
             return Err(HeaderProblem::Version(version));
         }
         Ok(Self {
@@ -101,6 +113,7 @@ impl JournalHeader {
             epoch: word32(bytes, 20),
             cells: word32(bytes, 24),
             sealed: word32(bytes, 28),
+            has_hashes: version == VERSION_WITH_HASHES,
         })
     }
 }
@@ -114,7 +127,7 @@ pub(crate) enum HeaderProblem {
     Blank,
     #[error("the header's crc does not match")]
     Damaged,
-    #[error("journal version {0} is of another release, this one reads version 1")]
+    #[error("journal version {0} is of another release, this one reads versions 1 and 2")]
     Version(u32),
 }
 
@@ -159,6 +172,8 @@ pub(crate) struct Commit {
     pub(crate) first_row: u32,
     pub(crate) rows: u32,
     pub(crate) dimensions: u32,
+    /// Whether hash cells stand behind the rows.
+    pub(crate) has_hashes: bool,
     /// crc32c of all cells of the batch.
     pub(crate) cells_crc: u32,
 }
@@ -166,7 +181,7 @@ pub(crate) struct Commit {
 impl Commit {
     /// Cells behind the commit record.
     pub(crate) fn cells(&self) -> u32 {
-        self.dimensions * DIMENSION_CELLS + self.rows
+        self.dimensions * DIMENSION_CELLS + self.rows + if self.has_hashes { hash_cells(self.rows) } else { 0 }
     }
 
     #[inline]
@@ -178,6 +193,7 @@ impl Commit {
         bytes[16..20].copy_from_slice(&self.rows.to_le_bytes());
         bytes[20..24].copy_from_slice(&(self.dimensions * DIMENSION_CELLS).to_le_bytes());
         bytes[24..28].copy_from_slice(&self.cells_crc.to_le_bytes());
+        bytes[28..32].copy_from_slice(&u32::from(self.has_hashes).to_le_bytes());
         let crc = crc32c::crc32c(&bytes[..60]);
         bytes[60..64].copy_from_slice(&crc.to_le_bytes());
         bytes
@@ -193,12 +209,14 @@ impl Commit {
             && rows as usize <= BATCH_ROWS_MAX
             && dimension_cells.is_multiple_of(DIMENSION_CELLS)
             && dimension_cells / DIMENSION_CELLS <= BATCH_DIMENSIONS_MAX as u32
-            && rows + dimension_cells > 0;
+            && rows + dimension_cells > 0
+            && word32(bytes, 28) <= 1;
         sound.then_some(Self {
             file_number,
             first_row: sequence as u32,
             rows,
             dimensions: dimension_cells / DIMENSION_CELLS,
+            has_hashes: word32(bytes, 28) == 1,
             cells_crc: word32(bytes, 24),
         })
     }
@@ -210,9 +228,21 @@ pub(crate) struct Batch<'a> {
     pub(crate) commit: Commit,
     pub(crate) dimensions: &'a [Cell],
     pub(crate) rows: &'a [ShareRow],
+    hashes: &'a [Cell],
 }
 
 impl Batch<'_> {
+    /// The hash of row `index`; zeros where the batch has none.
+    pub(crate) fn hash(&self, index: usize) -> Hash256 {
+        self.hashes_from(index).first().copied().unwrap_or_default()
+    }
+
+    /// The hashes of row `index` and those behind it; empty where the batch has none.
+    pub(crate) fn hashes_from(&self, index: usize) -> &[Hash256] {
+        let hashes: &[Hash256] = bytemuck::cast_slice(self.hashes);
+        hashes.get(index..self.rows.len()).unwrap_or_default()
+    }
+
     /// The dimension records, copied out: cells are 64-byte aligned as they are.
     pub(crate) fn dimension_records(&self) -> impl Iterator<Item = Dimension> {
         self.dimensions.chunks_exact(DIMENSION_CELLS as usize).map(|cells| bytemuck::pod_read_unaligned(bytemuck::cast_slice(cells)))
@@ -237,8 +267,9 @@ pub(crate) fn parse<'a>(cells: &'a [Cell], file_number: u32) -> Parsed<'a> {
     if crc32c::crc32c(bytemuck::cast_slice(body)) != commit.cells_crc {
         return Parsed::Nothing;
     }
-    let Some((dimensions, rows)) = body.split_at_checked((commit.dimensions * DIMENSION_CELLS) as usize) else { return Parsed::Nothing };
-    Parsed::Batch(Batch { commit, dimensions, rows: bytemuck::cast_slice(rows) })
+    let Some((dimensions, rest)) = body.split_at_checked((commit.dimensions * DIMENSION_CELLS) as usize) else { return Parsed::Nothing };
+    let Some((rows, hashes)) = rest.split_at_checked(commit.rows as usize) else { return Parsed::Nothing };
+    Parsed::Batch(Batch { commit, dimensions, rows: bytemuck::cast_slice(rows), hashes })
 }
 
 #[cfg(test)]
@@ -247,7 +278,11 @@ mod tests {
 
     #[test]
     fn a_header_comes_back_and_every_flipped_byte_of_it_is_seen() {
-        let header = JournalHeader { file_number: 7, run_prefix: 0x0112_3456, epoch: 9, cells: 1024, sealed: 77 };
+        let header = JournalHeader { file_number: 7, run_prefix: 0x0112_3456, epoch: 9, cells: 1024, sealed: 77, has_hashes: false };
+        assert_eq!(
+            JournalHeader::decode(&JournalHeader { has_hashes: true, ..header }.preamble()),
+            Ok(JournalHeader { has_hashes: true, ..header })
+        );
         let bytes = header.preamble();
         assert_eq!(JournalHeader::decode(&bytes), Ok(header));
         for at in 0..CELL {
@@ -275,7 +310,7 @@ mod tests {
 
     #[test]
     fn a_commit_of_another_file_or_with_a_flipped_byte_is_none() {
-        let commit = Commit { file_number: 3, first_row: 5, rows: 512, dimensions: 64, cells_crc: 0xdead_beef };
+        let commit = Commit { file_number: 3, first_row: 5, rows: 512, dimensions: 64, has_hashes: true, cells_crc: 0xdead_beef };
         let bytes = commit.encode();
         assert_eq!(Commit::decode(&bytes, 3), Some(commit));
         assert_eq!(Commit::decode(&bytes, 4), None);

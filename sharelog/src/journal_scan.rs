@@ -142,7 +142,7 @@ fn read_part(file: &File, path: &Path, covered: u64, margin: u32) -> Result<(Jou
                     let number = batch.commit.first_row + index as u32;
                     let sequence = row_sequence(header.file_number, number);
                     if sequence >= covered {
-                        scan.rows.push((sequence, LoggedRow::expand(row, header.run_prefix, number)));
+                        scan.rows.push((sequence, LoggedRow::expand(row, batch.hash(index), header.run_prefix, number)));
                     }
                 }
                 if scan.rows_in_file != u64::from(batch.commit.first_row) {

@@ -16,6 +16,8 @@ pub(crate) struct RowFacts<'a> {
     /// None when the job named was unknown.
     pub(crate) wire_id: Option<u32>,
     pub(crate) row: &'a LoggedRow,
+    /// False for a row of layout `lean`, which has neither ntime nor version nor extranonce2.
+    pub(crate) is_whole: bool,
 }
 
 /// Everything that a submit carries, decoded.
@@ -41,6 +43,24 @@ enum Refusal {
     Session { extranonce1: u32, status: ShareStatus },
 }
 
+/// What a row of layout `lean` tells of an accepted share.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+struct LeanShare {
+    extranonce1: u32,
+    wire_id: u32,
+    nonce: u32,
+    worker: u64,
+}
+
+impl LeanShare {
+    fn of(share: &Share) -> Self {
+        Self { extranonce1: share.extranonce1, wire_id: share.wire_id, nonce: share.nonce, worker: share.worker }
+    }
+}
+
+/// What a row of layout `lean` tells of a refused one.
+type LeanRefusal = (u32, u32, ShareStatus);
+
 #[derive(Clone, Copy, Default)]
 struct Credits {
     accepted: u32,
@@ -58,12 +78,19 @@ struct Refusals {
 pub(crate) struct Ledger {
     credits: HashMap<Share, Credits>,
     refusals: HashMap<Refusal, Refusals>,
+    /// Rows of layout `lean`.
+    lean_credits: HashMap<LeanShare, u32>,
+    lean_refusals: HashMap<LeanRefusal, u32>,
+    /// Accepted shares that sums stand for, by worker.
+    summed: HashMap<u64, u64>,
     extranonces: IdSet<u32>,
     /// Accepted rows that no entry explains.
     unexplained: Vec<Share>,
     unexplained_rows: u64,
     /// Every session of the log is in the ledger, so that every accepted row must be.
     is_complete: bool,
+    /// The same of sessions without rows: a sum does not say whose rows it stands for.
+    knows_every_session: bool,
 }
 
 fn hex32(text: &str) -> Option<u32> {
@@ -104,10 +131,14 @@ impl Ledger {
         let mut ledger = Self {
             credits: HashMap::new(),
             refusals: HashMap::new(),
+            lean_credits: HashMap::new(),
+            lean_refusals: HashMap::new(),
+            summed: HashMap::new(),
             extranonces: IdSet::default(),
             unexplained: Vec::new(),
             unexplained_rows: 0,
             is_complete: true,
+            knows_every_session: false,
         };
         let mut reader = BufReader::with_capacity(1 << 20, file);
         let mut line = Vec::new();
@@ -130,6 +161,7 @@ impl Ledger {
                 report.problem(format!("line {number} of the ledger does not parse: {text:?}"));
             }
         }
+        ledger.knows_every_session = resolver.sessions.values().all(|extranonce1| ledger.extranonces.contains(extranonce1));
         Ok(ledger)
     }
 
@@ -190,6 +222,13 @@ impl Ledger {
             worker: row.worker,
         };
         let Some(status) = ShareStatus::from_u8(row.status) else { return };
+        if !facts.is_whole {
+            if status == ShareStatus::Accepted {
+                *self.lean_credits.entry(LeanShare::of(&share)).or_default() += 1;
+                return;
+            }
+            *self.lean_refusals.entry((facts.extranonce1, row.nonce, status)).or_default() += 1;
+        }
         if status == ShareStatus::Accepted {
             match self.credits.get_mut(&share) {
                 Some(credits) => credits.rows += 1,
@@ -202,7 +241,10 @@ impl Ledger {
             }
             return;
         }
-        if let Some(refusals) = self.refusals.get_mut(&refusal(&share, status)) {
+        // A malformed share is matched by its session alone.
+        if (facts.is_whole || status == ShareStatus::Malformed)
+            && let Some(refusals) = self.refusals.get_mut(&refusal(&share, status))
+        {
             refusals.rows += 1;
         }
         // Entries with a field that did not decode are counted per session, whatever the row has.
@@ -214,19 +256,91 @@ impl Ledger {
         }
     }
 
-    pub(crate) fn judge(self, report: &mut Report) {
+    /// A sum of layout `rollup`.
+    pub(crate) fn sum(&mut self, row: &LoggedRow) {
+        *self.summed.entry(row.worker).or_default() += u64::from(row.share_count);
+    }
+
+    /// Finds the rows of what the whole rows left over: first in lean rows, by the fields that these have, then in sums, by worker. Gives what nothing accounts for.
+    fn settle(&mut self, report: &mut Report) -> Vec<Share> {
+        let mut missing = Vec::new();
+        let mut by_worker: HashMap<u64, (Vec<Share>, u64)> = HashMap::new();
+        let mut left_over: Vec<(Share, bool)> = self
+            .credits
+            .iter()
+            .filter(|(_, credits)| credits.rows == 0)
+            .flat_map(|(share, credits)| [(*share, true, credits.accepted), (*share, false, credits.unanswered)])
+            .filter(|(_, _, wanted)| *wanted > 0)
+            .map(|(share, must, _)| (share, must))
+            .collect();
+        // What must be there takes its rows before what may be there.
+        left_over.sort_by_key(|(_, must)| !must);
+        for (share, must) in left_over {
+            match self.lean_credits.get_mut(&LeanShare::of(&share)).filter(|rows| **rows > 0) {
+                Some(rows) => *rows -= 1,
+                None => {
+                    let (wanted, possible) = by_worker.entry(share.worker).or_default();
+                    if must { wanted.push(share) } else { *possible += 1 }
+                }
+            }
+        }
+        for (share, rows) in self.lean_credits.iter().filter(|(_, rows)| **rows > 0) {
+            self.unexplained_rows += u64::from(*rows);
+            let LeanShare { extranonce1, wire_id, nonce, worker } = *share;
+            self.unexplained.push(Share { extranonce1, wire_id, extranonce2: 0, ntime: 0, nonce, version: 0, worker });
+        }
+        for (worker, (wanted, possible)) in by_worker {
+            let summed = self.summed.remove(&worker).unwrap_or_default();
+            if summed < wanted.len() as u64 {
+                if summed > 0 {
+                    report.problem(format!(
+                        "missing: of worker {worker:016x} the ledger has {} accepted shares without a row of their own, the log's sums stand for {summed}",
+                        wanted.len()
+                    ));
+                } else {
+                    missing.extend(wanted);
+                }
+            } else if summed > wanted.len() as u64 + possible && self.knows_every_session {
+                report.problem(format!(
+                    "of worker {worker:016x} the log's sums stand for {summed} accepted shares, the ledger has {} without a row of their own and {possible} unanswered",
+                    wanted.len()
+                ));
+            }
+        }
+        for (worker, summed) in self.summed.iter().filter(|_| self.knows_every_session) {
+            report.problem(format!(
+                "of worker {worker:016x} the log's sums stand for {summed} accepted shares that the ledger does not know"
+            ));
+        }
+        for (refusal, refusals) in self.refusals.iter_mut().filter(|(_, refusals)| refusals.rows < refusals.wanted) {
+            let key = match *refusal {
+                Refusal::Whole(Share { extranonce1, nonce, .. }, status) | Refusal::Fields { extranonce1, nonce, status, .. } => {
+                    (extranonce1, nonce, status)
+                }
+                Refusal::Session { .. } => continue,
+            };
+            if let Some(rows) = self.lean_refusals.get_mut(&key) {
+                let taken = (*rows).min(refusals.wanted - refusals.rows);
+                *rows -= taken;
+                refusals.rows += taken;
+            }
+        }
+        missing
+    }
+
+    pub(crate) fn judge(mut self, report: &mut Report) {
         let told = |share: &Share| {
             format!(
                 "extranonce1 {:08x} job {:08x} extranonce2 {:x} ntime {:08x} nonce {:08x} version {:08x} worker {:016x}",
                 share.extranonce1, share.wire_id, share.extranonce2, share.ntime, share.nonce, share.version, share.worker
             )
         };
+        for share in self.settle(report) {
+            report.problem(format!("missing: the ledger has a share accepted, the log has no row: {}", told(&share)));
+        }
         for (share, credits) in &self.credits {
             if credits.accepted > 1 {
                 report.problem(format!("the ledger has one share accepted {} times: {}", credits.accepted, told(share)));
-            }
-            if credits.accepted > 0 && credits.rows == 0 {
-                report.problem(format!("missing: the ledger has a share accepted, the log has no row: {}", told(share)));
             }
             if credits.rows > 1 {
                 report.problem(format!("doubled: {} accepted rows of one share: {}", credits.rows, told(share)));

@@ -14,6 +14,7 @@ pub mod inspect;
 mod journal;
 mod journal_format;
 mod journal_scan;
+mod layout;
 mod ledger;
 mod log;
 mod mapping;
@@ -34,12 +35,11 @@ pub use error::{JournalFull, LogError};
 pub use id_map::{IdHasher, IdMap, IdSet, mix};
 pub use journal::Journal;
 pub use journal_format::{BATCH_DIMENSIONS_MAX, BATCH_ROWS_MAX};
+pub use layout::{COLUMNS, Layout};
 pub use log::{LogCounters, LogHandles, LogSettings, ShareLog, Trouble};
 pub use records::{BlockRecord, BlockStatus, DimensionEntry, JobRecord, RunRecord};
 pub use sealer::{SealStep, Sealer};
-pub use segment::{
-    COLUMNS, JournalRange, LoggedRow, ROW_BYTES, SEGMENT_ROWS_MAX, SegmentBlock, SegmentMeta, parse_segment_name, segment_name,
-};
+pub use segment::{JournalRange, LoggedRow, SEGMENT_ROWS_MAX, SegmentBlock, SegmentMeta, parse_segment_name, segment_name};
 pub use storage::{Disk, Storage};
 pub use sync::{SyncStep, Syncer};
 pub use utc::{parse_moment, utc_text_us};

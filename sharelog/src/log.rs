@@ -6,6 +6,7 @@ use crate::journal::Journal;
 use crate::journal_format::{
     BATCH_CELLS_MAX, CELL, DURABLE_END_OFFSET, FIRST_CELL, HeaderProblem, JournalHeader, PREAMBLE, durable_end, row_sequence,
 };
+use crate::layout::Layout;
 use crate::sealer::{FILES_MAX, Sealer, SealerParts, Source};
 use crate::segment::SEGMENT_ROWS_MAX;
 use crate::storage::{Disk, Storage};
@@ -43,6 +44,10 @@ pub struct LogSettings {
     pub keep_shipped_ms: u64,
     /// Whether someone follows the log (ClickHouse is configured): then only what every registered cursor has passed is deleted, and a missing cursor has passed nothing.
     pub has_cursor: bool,
+    /// What the rows of new segments keep. Segments of other layouts stay as they are.
+    pub layout: Layout,
+    /// At `max_bytes` segments keep sums (`Layout::Rollup`) until there is room again.
+    pub rolls_up_when_full: bool,
 }
 
 /// What the log counts, for the stats page. Relaxed: each number stands for itself.

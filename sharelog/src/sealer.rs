@@ -4,9 +4,10 @@ use crate::error::LogError;
 use crate::folder::{self, seg_of};
 use crate::journal::JournalFile;
 use crate::journal_format::{CELL, COMMITTED_END_OFFSET, Cell, FIRST_CELL, JournalHeader, Parsed, committed_end, parse, row_sequence};
+use crate::layout::Layout;
 use crate::log::{LogCounters, LogSettings, Trouble};
 use crate::mapping::{MappedFile, memory_file};
-use crate::segment::{Columns, LoggedRow, ROW_BYTES, SEGMENT_ROWS_MAX, SegmentMeta, segment_name, utc_day};
+use crate::segment::{Columns, LoggedRow, SEGMENT_ROWS_MAX, SegmentMeta, segment_name, utc_day};
 use crate::segment_writer::DIRECT_FROM_BYTES;
 use crate::storage::{Disk, Storage};
 use crate::store::{self, meta_path, native_path};
@@ -331,6 +332,7 @@ impl<S: Storage> Sealer<S> {
             epoch: self.epoch,
             cells,
             sealed: self.next_sequence - 1,
+            has_hashes: self.settings.layout == Layout::Full,
         };
         let is_synced = self.sync_files.is_some();
         let is_new = recycled.is_none();
@@ -433,6 +435,9 @@ impl<S: Storage> Sealer<S> {
             return Ok(true);
         }
         self.columns.run_prefix = source.header.run_prefix;
+        if self.columns.rows() == 0 {
+            self.columns.layout = self.settings.layout;
+        }
 
         let known_end = source.committed_end()?;
         let cells = source.header.cells;
@@ -510,19 +515,20 @@ impl<S: Storage> Sealer<S> {
                 self.opened_us = now_us;
                 self.counters.oldest_unsealed_us.store(rows.first().map_or(0, |row| row.arrival_us), Relaxed);
             }
+            let hashes = batch.hashes_from(skip as usize);
             if taken_rows.iter().all(is_of_this_release) {
-                self.columns.extend(taken_rows, source.header.file_number, batch.commit.first_row + skip, batch_cell + batch_cells);
+                self.columns.extend(taken_rows, hashes, source.header.file_number, batch.commit.first_row + skip, batch_cell + batch_cells);
             } else {
                 let known: Vec<ShareRow> = taken_rows.iter().map(of_this_release).collect();
-                self.columns.extend(&known, source.header.file_number, batch.commit.first_row + skip, batch_cell + batch_cells);
+                self.columns.extend(&known, hashes, source.header.file_number, batch.commit.first_row + skip, batch_cell + batch_cells);
             }
             if let Some(action) = self.on_block_row.as_mut() {
                 for (index, row) in taken_rows.iter().enumerate().filter(|(_, row)| row.flags & flags::BLOCK != 0) {
                     let sequence = batch.commit.first_row + skip + index as u32;
-                    action(&LoggedRow::expand(row, source.header.run_prefix, sequence));
+                    action(&LoggedRow::expand(row, batch.hash(skip as usize + index), source.header.run_prefix, sequence));
                 }
             }
-            if take < rows.len() || self.columns.rows() >= self.settings.segment_rows as usize {
+            if take < rows.len() || self.columns.is_full(self.settings.segment_rows) {
                 self.must_seal = true;
             }
             if take < rows.len() {
@@ -589,7 +595,7 @@ impl<S: Storage> Sealer<S> {
         let native_tmp = dir.join(format!("{}.native.tmp", segment_name(seg)));
         let meta_tmp = dir.join(format!("{}.meta.tmp", segment_name(seg)));
 
-        let is_large = (self.columns.rows() * ROW_BYTES) as u64 >= DIRECT_FROM_BYTES;
+        let is_large = self.columns.block_bytes() >= DIRECT_FROM_BYTES;
         let created =
             if is_large { self.storage.create_direct(&native_tmp) } else { self.storage.create(&native_tmp).map(|file| (file, false)) };
         let (file, is_direct) = created.map_err(LogError::io("create", &native_tmp))?;

@@ -1,9 +1,11 @@
 //! A sealed segment: `NAME.native` is exactly one ClickHouse Native block, `NAME.meta` says what stands in it and which part of the journal it covers.
 use crate::error::LogError;
+use crate::id_map::IdMap;
 use crate::journal_format::row_sequence;
+use crate::layout::{COLUMNS, Layout};
 use crate::segment_writer::{SegmentWriter, Staging};
 use crate::storage::Storage;
-use otedama_primitives::{ShareRow, ShareStatus};
+use otedama_primitives::{Hash256, ShareRow, ShareStatus, flags};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::path::Path;
@@ -16,45 +18,10 @@ const TRANSPOSED_ROWS: usize = 64;
 /// Rows of smaller batches are gathered until there are so many.
 const GATHERED_ROWS: usize = 4 * TRANSPOSED_ROWS;
 
-const STATUS_TYPE: &str = "Enum8('accepted' = 0, 'stale' = 1, 'duplicate' = 2, 'low_difficulty' = 3, 'bad_time' = 4, 'bad_version' = 5, \
-     'malformed' = 6, 'unauthorized' = 7, 'overload' = 8)";
-const COIN_TYPE: &str = "Enum8('bitcoin' = 0)";
+/// Shares of a segment of sums, at most: counts of a segment stay within 32 bits.
+const SEGMENT_SHARES_MAX: u64 = 1 << 31;
 
-/// Name, ClickHouse type and bytes per row of every column, in the order of the block. Types are of the subset that servers from 18.16 on take.
-pub const COLUMNS: [(&str, &str, usize); 18] = [
-    ("instance", "UInt16", 2),
-    ("seg", "UInt64", 8),
-    ("seq", "UInt32", 4),
-    ("time", "DateTime", 4),
-    ("us", "UInt32", 4),
-    ("session", "UInt64", 8),
-    ("worker", "UInt64", 8),
-    ("job", "UInt64", 8),
-    ("coin", COIN_TYPE, 1),
-    ("status", STATUS_TYPE, 1),
-    ("flags", "UInt8", 1),
-    ("work", "UInt64", 8),
-    ("share_difficulty", "Float32", 4),
-    ("nonce", "UInt32", 4),
-    ("ntime", "UInt32", 4),
-    ("version", "UInt32", 4),
-    ("extranonce2", "UInt64", 8),
-    ("latency_us", "UInt32", 4),
-];
-
-/// Bytes of a row over all columns.
-pub const ROW_BYTES: usize = {
-    let mut bytes = 0;
-    let mut index = 0;
-    while index < COLUMNS.len() {
-        bytes += COLUMNS[index].2;
-        index += 1;
-    }
-    bytes
-};
-const _: () = assert!(ROW_BYTES == 85);
-
-/// One row with full ids, as it stands in ClickHouse.
+/// One row with full ids, as it stands in ClickHouse. What its segment's layout has not is zero.
 #[derive(Clone, Copy, PartialEq, Debug, Default)]
 pub struct LoggedRow {
     /// `[pool] instance` of the run.
@@ -65,7 +32,7 @@ pub struct LoggedRow {
     pub seq: u32,
     /// Arrival, microseconds since the epoch: columns `time` and `us`.
     pub arrival_us: u64,
-    /// Full session number.
+    /// Full session number; 0 in a sum.
     pub session: u64,
     /// Worker identity; 0 when unauthorized.
     pub worker: u64,
@@ -89,13 +56,25 @@ pub struct LoggedRow {
     pub version: u32,
     /// As a big-endian number of its wire bytes.
     pub extranonce2: u64,
-    /// Bytes read to append.
+    /// Bytes read to append; the mean of a sum.
     pub latency_us: u32,
+    /// Shares that the row stands for: 1, or more in a sum of layout `rollup`.
+    pub share_count: u32,
+    /// Hash of the header; zeros where nothing was hashed, and in every layout but `full`.
+    pub hash: Hash256,
+    /// Layout of its segment; while unsealed the default, as a row has all but perhaps the hash then.
+    pub layout: Layout,
 }
 
 impl LoggedRow {
+    /// True for a row that stands for accepted shares of one worker and second.
+    #[inline]
+    pub fn is_sum(&self) -> bool {
+        self.layout == Layout::Rollup && self.session == 0
+    }
+
     /// The full row of a journal row.
-    pub(crate) fn expand(row: &ShareRow, run_prefix: u32, sequence: u32) -> Self {
+    pub(crate) fn expand(row: &ShareRow, hash: Hash256, run_prefix: u32, sequence: u32) -> Self {
         Self {
             instance: (run_prefix >> 24) as u16,
             seg: 0,
@@ -114,6 +93,9 @@ impl LoggedRow {
             version: row.version,
             extranonce2: row.extranonce2,
             latency_us: row.latency_us,
+            share_count: 1,
+            hash,
+            layout: Layout::default(),
         }
     }
 }
@@ -161,6 +143,15 @@ pub(crate) struct Columns {
     version: Vec<u32>,
     extranonce2: Vec<u64>,
     latency_us: Vec<u32>,
+    /// Layout `full`: hashes as explorers show them, most significant byte first.
+    hash: Vec<[u8; 32]>,
+    /// Layout `rollup`: shares of each row, and their latencies together.
+    share_count: Vec<u32>,
+    latency_us_sum: Vec<u64>,
+    /// Layout `rollup`: rows of the current second that take further shares, by worker, flags and coin.
+    open_sums: IdMap<(u64, u32), u32>,
+    open_second: u64,
+    pub(crate) layout: Layout,
     /// The columns that say where a row stands; filled when the block is written.
     instance: Vec<u16>,
     seg: Vec<u64>,
@@ -199,6 +190,10 @@ impl Columns {
         self.version.clear();
         self.extranonce2.clear();
         self.latency_us.clear();
+        self.hash.clear();
+        self.share_count.clear();
+        self.latency_us_sum.clear();
+        self.open_sums.clear();
         self.by_status = [0; 9];
         self.work_sum = 0;
         self.work_credited = 0;
@@ -218,20 +213,58 @@ impl Columns {
             column.reserve_exact(rows);
         }
         self.share_difficulty.reserve_exact(rows);
+        match self.layout {
+            Layout::Full => self.hash.reserve_exact(rows),
+            Layout::Rollup => {
+                self.share_count.reserve_exact(rows);
+                self.latency_us_sum.reserve_exact(rows);
+            }
+            Layout::Lean | Layout::Replayable => {}
+        }
+    }
+
+    /// Bytes of the values of the block that `write` makes; its headers are some hundred more.
+    pub(crate) fn block_bytes(&self) -> u64 {
+        (self.rows() * self.layout.row_bytes()) as u64
+    }
+
+    /// Shares of the rows.
+    pub(crate) fn shares(&self) -> u64 {
+        self.by_status.iter().sum()
+    }
+
+    /// True when the next row belongs into another segment.
+    pub(crate) fn is_full(&self, segment_rows: u32) -> bool {
+        self.rows() >= segment_rows as usize || (self.layout == Layout::Rollup && self.shares() >= SEGMENT_SHARES_MAX)
     }
 
     /// Adds rows of one run and one UTC day, in order of arrival; status and coin were checked. `first_row` is the index of the first in its journal file.
-    pub(crate) fn extend(&mut self, rows: &[ShareRow], file: u32, first_row: u32, cell: u32) {
+    /// `hashes` are those of the rows, or none where the journal has none.
+    pub(crate) fn extend(&mut self, rows: &[ShareRow], hashes: &[Hash256], file: u32, first_row: u32, cell: u32) {
         let (Some(first), Some(last)) = (rows.first(), rows.last()) else { return };
         if self.rows() == 0 {
             self.first_us = first.arrival_us;
             self.reserve();
         }
-        self.last_us = last.arrival_us;
         let end = first_row + rows.len() as u32;
         match self.ranges.last_mut() {
             Some(range) if range.file == file && range.end == first_row => (range.end, range.cell) = (end, cell),
             _ => self.ranges.push(JournalRange { file, first: first_row, end, cell }),
+        }
+        if self.layout == Layout::Rollup {
+            let prefix = self.run_prefix;
+            for rows in rows.chunks(TRANSPOSED_ROWS) {
+                self.sum(rows);
+                rows.iter().for_each(|row| self.sum_up(&LoggedRow::expand(row, Hash256::default(), prefix, 0)));
+            }
+            return;
+        }
+        self.last_us = last.arrival_us;
+        if self.layout == Layout::Full {
+            let rows_then = self.rows() + rows.len();
+            self.hash.extend(hashes.iter().take(rows.len()).map(displayed));
+            // Rows that an earlier run journaled without theirs.
+            self.hash.resize(rows_then, [0; 32]);
         }
         if self.pending.is_empty() && rows.len() >= GATHERED_ROWS {
             self.take(rows);
@@ -298,12 +331,69 @@ impl Columns {
         }
     }
 
+    /// Layout `rollup`: adds an accepted share to the sum of its worker and second, or the row as it is where it is refused or a block candidate.
+    fn sum_up(&mut self, row: &LoggedRow) {
+        let second = row.arrival_us / 1_000_000;
+        if second != self.open_second {
+            self.open_second = second;
+            self.open_sums.clear();
+        }
+        if row.status != ShareStatus::Accepted as u8 || row.flags & flags::BLOCK != 0 {
+            return self.push(row);
+        }
+        let key = (row.worker, u32::from(row.flags) << 8 | u32::from(row.coin));
+        if let Some(&at) = self.open_sums.get(&key)
+            && self.add_to(at as usize, row).is_some()
+        {
+            return;
+        }
+        self.open_sums.insert(key, self.rows() as u32);
+        self.push(&LoggedRow { session: 0, job: 0, nonce: 0, ntime: 0, version: 0, extranonce2: 0, ..*row });
+    }
+
+    /// Adds a share to the sum in row `at`; None, and nothing changed, where its work would pass 64 bits: another row goes on then.
+    fn add_to(&mut self, at: usize, row: &LoggedRow) -> Option<()> {
+        let work = self.work.get_mut(at)?;
+        let sum = work.checked_add(row.work)?;
+        let count = self.share_count.get_mut(at)?;
+        let latency = self.latency_us_sum.get_mut(at)?;
+        let best = self.share_difficulty.get_mut(at)?;
+        *work = sum;
+        *count += 1;
+        *latency += u64::from(row.latency_us);
+        *best = best.max(row.share_difficulty);
+        Some(())
+    }
+
+    /// Layout `rollup`: adds a row of its own.
+    fn push(&mut self, row: &LoggedRow) {
+        self.last_us = row.arrival_us;
+        self.time.push(u32::try_from(row.arrival_us / 1_000_000).unwrap_or(u32::MAX));
+        self.us.push((row.arrival_us % 1_000_000) as u32);
+        self.session.push(row.session);
+        self.worker.push(row.worker);
+        self.job.push(row.job);
+        self.coin.push(row.coin);
+        self.status.push(row.status);
+        self.flags.push(row.flags);
+        self.work.push(row.work);
+        self.share_difficulty.push(row.share_difficulty);
+        self.nonce.push(row.nonce);
+        self.ntime.push(row.ntime);
+        self.version.push(row.version);
+        self.extranonce2.push(row.extranonce2);
+        self.latency_us.push(row.latency_us);
+        self.share_count.push(1);
+        self.latency_us_sum.push(u64::from(row.latency_us));
+    }
+
     /// Gives the bytes of the block, piece by piece.
     fn block(&mut self, seg: u64, mut sink: impl FnMut(&[u8]) -> Result<(), LogError>) -> Result<(), LogError> {
         self.take_pending();
         let rows = self.rows();
         let mut header = Vec::with_capacity(64);
-        push_varint(&mut header, COLUMNS.len() as u64);
+        let columns = self.layout.columns();
+        push_varint(&mut header, columns.len() as u64);
         push_varint(&mut header, rows as u64);
         sink(&header)?;
         self.instance.clear();
@@ -312,7 +402,13 @@ impl Columns {
         self.seg.resize(rows, seg);
         self.seq.clear();
         self.seq.extend(0..rows as u32);
-        for (index, (name, kind, _)) in COLUMNS.iter().enumerate() {
+        if self.layout == Layout::Rollup {
+            for ((mean, sum), count) in self.latency_us.iter_mut().zip(&self.latency_us_sum).zip(&self.share_count) {
+                *mean = u32::try_from(sum / u64::from(*count)).unwrap_or(u32::MAX);
+            }
+        }
+        for &index in columns {
+            let Some((name, kind, _)) = COLUMNS.get(index) else { continue };
             header.clear();
             push_text(&mut header, name);
             push_text(&mut header, kind);
@@ -335,7 +431,9 @@ impl Columns {
                 14 => bytemuck::cast_slice(&self.ntime),
                 15 => bytemuck::cast_slice(&self.version),
                 16 => bytemuck::cast_slice(&self.extranonce2),
-                _ => bytemuck::cast_slice(&self.latency_us),
+                17 => bytemuck::cast_slice(&self.latency_us),
+                18 => bytemuck::cast_slice(&self.share_count),
+                _ => self.hash.as_flattened(),
             };
             sink(bytes)?;
         }
@@ -361,6 +459,7 @@ impl Columns {
         Ok(SegmentMeta {
             name: segment_name(seg),
             seg,
+            layout: self.layout,
             rows: self.rows() as u32,
             by_status: self.by_status,
             work_sum: self.work_sum,
@@ -375,6 +474,17 @@ impl Columns {
             journal: self.ranges.clone(),
         })
     }
+}
+
+/// The bytes of a hash as explorers show it.
+fn displayed(hash: &Hash256) -> [u8; 32] {
+    reversed(hash.0)
+}
+
+#[inline]
+fn reversed(mut bytes: [u8; 32]) -> [u8; 32] {
+    bytes.reverse();
+    bytes
 }
 
 fn push_varint(into: &mut Vec<u8>, mut value: u64) {
@@ -410,9 +520,11 @@ pub struct SegmentMeta {
     pub name: String,
     /// Directory epoch << 32 | sequence.
     pub seg: u64,
+    /// What its rows keep.
+    pub layout: Layout,
     /// Rows, 1 to `SEGMENT_ROWS_MAX`.
     pub rows: u32,
-    /// Rows by status number.
+    /// Shares by status number: rows, but for sums.
     pub by_status: [u64; 9],
     /// Sum of `work` over all rows.
     pub work_sum: u128,
@@ -441,6 +553,9 @@ pub struct SegmentMeta {
 struct MetaText {
     version: u32,
     seg: u64,
+    /// Missing in segments of earlier releases, which knew one layout.
+    #[serde(default, skip_serializing_if = "Layout::is_replayable")]
+    layout: Layout,
     rows: u32,
     by_status: [u64; 9],
     /// Decimal text: beyond what JSON readers keep exact.
@@ -462,6 +577,11 @@ impl SegmentMeta {
         self.seg as u32
     }
 
+    /// Shares that the rows stand for.
+    pub fn shares(&self) -> u64 {
+        self.by_status.iter().sum()
+    }
+
     /// Behind the last journal row covered: journal file << 32 | row.
     pub fn journal_end(&self) -> u64 {
         self.journal.last().map_or(0, |range| row_sequence(range.file, range.end))
@@ -470,8 +590,9 @@ impl SegmentMeta {
     /// The text of the file: one line of JSON, one line with its crc32c.
     pub(crate) fn encode(&self) -> Vec<u8> {
         let text = MetaText {
-            version: 1,
+            version: if self.layout.is_replayable() { 1 } else { 2 },
             seg: self.seg,
+            layout: self.layout,
             rows: self.rows,
             by_status: self.by_status,
             work_sum: self.work_sum.to_string(),
@@ -503,6 +624,7 @@ impl SegmentMeta {
         let meta = Self {
             name: segment_name(text.seg),
             seg: text.seg,
+            layout: text.layout,
             rows: text.rows,
             by_status: text.by_status,
             work_sum: text.work_sum.parse().map_err(|_| "work_sum is no number")?,
@@ -516,7 +638,7 @@ impl SegmentMeta {
             run_prefix: text.run_prefix,
             journal: text.journal,
         };
-        if text.version != 1 {
+        if !(1..=2).contains(&text.version) {
             return Err(format!("meta version {} is of another release", text.version));
         }
         if meta.name != name {
@@ -532,24 +654,34 @@ impl SegmentMeta {
 /// A decoded block: the columns as they lie in the bytes of the file.
 pub struct SegmentBlock<'a> {
     rows: usize,
+    layout: Layout,
+    /// As in `COLUMNS`; empty where the layout has none.
     columns: [&'a [u8]; COLUMNS.len()],
 }
 
 impl<'a> SegmentBlock<'a> {
-    /// Takes a `.native` file apart. The error says what does not fit: column order, names and types are exactly `COLUMNS`.
+    /// Takes a `.native` file apart. The error says what does not fit: column order, names and types are exactly those of one layout.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, String> {
         let mut rest = bytes;
         let columns_here = take_varint(&mut rest).ok_or("no column count")?;
-        if columns_here != COLUMNS.len() as u64 {
-            return Err(format!("{columns_here} columns instead of {}", COLUMNS.len()));
-        }
         let rows = take_varint(&mut rest).ok_or("no row count")?;
         if rows == 0 || rows > u64::from(SEGMENT_ROWS_MAX) {
             return Err(format!("{rows} rows"));
         }
-        let rows = rows as usize;
+        let mut outcome = Err(format!("{columns_here} columns, as no layout has"));
+        for layout in Layout::ALL.into_iter().filter(|layout| layout.columns().len() as u64 == columns_here) {
+            outcome = Self::parse_as(layout, rows as usize, rest);
+            if outcome.is_ok() {
+                break;
+            }
+        }
+        outcome
+    }
+
+    fn parse_as(layout: Layout, rows: usize, mut rest: &'a [u8]) -> Result<Self, String> {
         let mut columns = [&[][..]; COLUMNS.len()];
-        for (slot, (name, kind, width)) in columns.iter_mut().zip(COLUMNS) {
+        for &index in layout.columns() {
+            let Some((slot, (name, kind, width))) = columns.get_mut(index).zip(COLUMNS.get(index)) else { continue };
             for wanted in [name, kind] {
                 let text = take_text(&mut rest).ok_or_else(|| format!("the header of column {name} is cut"))?;
                 if text != wanted.as_bytes() {
@@ -563,7 +695,12 @@ impl<'a> SegmentBlock<'a> {
         if !rest.is_empty() {
             return Err(format!("{} bytes behind the block", rest.len()));
         }
-        Ok(Self { rows, columns })
+        Ok(Self { rows, layout, columns })
+    }
+
+    /// What its rows keep.
+    pub fn layout(&self) -> Layout {
+        self.layout
     }
 
     /// Rows of the block.
@@ -605,6 +742,9 @@ impl<'a> SegmentBlock<'a> {
             version: u32_at(15),
             extranonce2: u64_at(16),
             latency_us: u32_at(17),
+            share_count: if self.layout == Layout::Rollup { u32_at(18) } else { 1 },
+            layout: self.layout,
+            hash: if self.layout == Layout::Full { Hash256(reversed(self.get(19, row))) } else { Hash256::default() },
         }
     }
 }

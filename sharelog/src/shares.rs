@@ -24,7 +24,7 @@ pub enum Key {
     Day,
     /// Status.
     Status,
-    /// Session, 16 hex digits.
+    /// Session, 16 hex digits; zeros for sums of layout `rollup`, which are of a worker.
     Session,
     /// Job, 16 hex digits.
     Job,
@@ -122,7 +122,7 @@ pub fn parse_where(text: &str) -> Result<ShareStatus, String> {
 pub struct GroupRow {
     /// One text per key.
     pub keys: Vec<String>,
-    /// Rows.
+    /// Shares: rows, and what sums stand for.
     pub shares: u64,
     /// Work judged, in expected hashes.
     pub work: u128,
@@ -169,7 +169,7 @@ fn group_by<const N: usize>(dir: &Path, keys: &[Key; N], by: &[Key], filter: &Fi
     let wanted: Vec<_> = metas.iter().filter(|meta| filter.may_take(meta)).collect();
     let (mut groups, damaged) = group_by::segments(&store, &wanted, keys, filter, threads)?;
     for row in unsealed.iter().filter(|row| filter.takes(row)) {
-        groups.add(&group_by::keys_of(keys, row), row.work, row.status);
+        groups.add(&group_by::keys_of(keys, row), row);
     }
 
     let names = if by.contains(&Key::Worker) { worker_names(dir)? } else { IdMap::default() };

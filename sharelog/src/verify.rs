@@ -24,7 +24,7 @@ pub struct Report {
     pub segments: u64,
     /// Rows, sealed or not.
     pub rows: u64,
-    /// Rows by status.
+    /// Shares by status: rows, and what sums of layout `rollup` stand for.
     #[serde(serialize_with = "by_label")]
     pub by_status: [u64; 9],
     /// A sentence per finding; empty for a log that holds together.
@@ -73,6 +73,11 @@ fn file_name(path: &Path) -> String {
     path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
 }
 
+/// Bits of the difficulty of a hash, for rows whose layout has not all that made the hash: equal shares have equal hashes.
+fn difficulty_bits(row: &LoggedRow) -> u64 {
+    u64::from(row.share_difficulty.to_bits())
+}
+
 /// What resolves ids.
 #[derive(Default)]
 pub(crate) struct Resolver {
@@ -105,11 +110,21 @@ struct RowChecks<'a> {
 }
 
 impl RowChecks<'_> {
-    fn row(&mut self, report: &mut Report, place: &str, row: &LoggedRow) {
+    /// `is_whole`: the row has all that its share's header was made of.
+    fn row(&mut self, report: &mut Report, place: &str, row: &LoggedRow, is_whole: bool) {
         report.rows += 1;
         match report.by_status.get_mut(usize::from(row.status)) {
-            Some(count) => *count += 1,
+            Some(count) => *count += u64::from(row.share_count),
             None => report.problem(format!("{place}: row {} has status {}, which this release does not know", row.seq, row.status)),
+        }
+        if row.is_sum() {
+            if row.worker != 0 && !self.resolver.workers.contains(&row.worker) {
+                self.miss(place, "worker", row.worker);
+            }
+            if let Some(ledger) = self.ledger.as_mut() {
+                ledger.sum(row);
+            }
+            return;
         }
         let extranonce1 = self.resolver.sessions.get(&row.session).copied();
         let wire_id = self.resolver.jobs.get(&row.job).copied();
@@ -123,10 +138,10 @@ impl RowChecks<'_> {
             self.miss(place, "job", row.job);
         }
         if row.status == ShareStatus::Accepted as u8 {
-            self.accepted.push(fingerprint(row, extranonce1));
+            self.accepted.push(fingerprint(row, extranonce1, is_whole));
         }
         if let (Some(ledger), Some(extranonce1)) = (self.ledger.as_mut(), extranonce1) {
-            ledger.row(&RowFacts { extranonce1, wire_id, row });
+            ledger.row(&RowFacts { extranonce1, wire_id, row, is_whole });
         }
     }
 
@@ -139,10 +154,20 @@ impl RowChecks<'_> {
     }
 }
 
-/// The duplicate key of DESIGN section 3 in 64 bits: job, extranonce1, extranonce2, ntime, nonce, version.
-fn fingerprint(row: &LoggedRow, extranonce1: Option<u32>) -> u64 {
+/// Job, extranonce1, extranonce2, ntime, nonce, version; and the difficulty's bits where a lean row lacks some of these.
+type ShareKey = (u64, u64, u64, u32, u32, u32, u64);
+
+/// The duplicate key of DESIGN section 3. A row of layout `lean` has a part of it; the difficulty of its hash stands in for the rest.
+fn share_key(row: &LoggedRow, extranonce1: Option<u32>, is_whole: bool) -> ShareKey {
     let session = extranonce1.map_or(row.session, u64::from);
-    let words = [row.job, session, row.extranonce2, (u64::from(row.ntime) << 32) | u64::from(row.nonce), u64::from(row.version)];
+    let rest = if is_whole { 0 } else { difficulty_bits(row) };
+    (row.job, session, row.extranonce2, row.ntime, row.nonce, row.version, rest)
+}
+
+/// `share_key` in 64 bits.
+fn fingerprint(row: &LoggedRow, extranonce1: Option<u32>, is_whole: bool) -> u64 {
+    let (job, session, extranonce2, ntime, nonce, version, rest) = share_key(row, extranonce1, is_whole);
+    let words = [job, session, extranonce2, (u64::from(ntime) << 32) | u64::from(nonce), u64::from(version), rest];
     words.into_iter().fold(0, mix)
 }
 
@@ -179,7 +204,7 @@ pub fn verify(dir: &Path, ledger: Option<&Path>) -> Result<Report, LogError> {
             report.problem(format!("{place}: {problem}"));
         }
         for (_, row) in scan.rows.iter().filter(|(sequence, _)| *sequence >= covered) {
-            checks.row(&mut report, &place, row);
+            checks.row(&mut report, &place, row, true);
         }
     }
 
@@ -312,8 +337,8 @@ fn ranges(dir: &Path, metas: &[SegmentMeta], journals: &[JournalScan], report: &
     let mut sealed_to: BTreeMap<u32, u32> = BTreeMap::new();
     for meta in metas {
         let rows: u64 = meta.journal.iter().map(|range| u64::from(range.end - range.first)).sum();
-        if rows != u64::from(meta.rows) {
-            report.problem(format!("{}.meta: {} rows, but its parts of the journal have {rows}", meta.name, meta.rows));
+        if rows != meta.shares() {
+            report.problem(format!("{}.meta: {} rows, but its parts of the journal have {rows}", meta.name, meta.shares()));
         }
         // Behind a missing or unreadable segment nothing can be said of the join.
         if last_sequence + 1 != meta.sequence() {
@@ -375,13 +400,16 @@ fn segment(meta: &SegmentMeta, bytes: &[u8], checks: &mut RowChecks<'_>, report:
         Ok(block) => block,
         Err(what) => return report.problem(format!("{place}: {what}")),
     };
+    if block.layout() != meta.layout {
+        report.problem(format!("{place}: layout {} where its meta has {}", block.layout().label(), meta.layout.label()));
+    }
     if block.rows() as u64 != u64::from(meta.rows) {
         report.problem(format!("{place}: {} rows where its meta has {}", block.rows(), meta.rows));
     }
     let mut by_status = [0u64; 9];
     let (mut work, mut credited) = (0u128, 0u128);
     let mut last_us = 0;
-    let (mut misplaced, mut backwards, mut other_day, mut other_instance) = (0u64, 0u64, 0u64, 0u64);
+    let (mut misplaced, mut backwards, mut other_day, mut other_instance, mut no_sum) = (0u64, 0u64, 0u64, 0u64, 0u64);
     for index in 0..block.rows() {
         let row = block.row(index);
         misplaced += u64::from(row.seg != meta.seg || row.seq as usize != index);
@@ -390,19 +418,22 @@ fn segment(meta: &SegmentMeta, bytes: &[u8], checks: &mut RowChecks<'_>, report:
         other_instance += u64::from(u32::from(row.instance) != meta.run_prefix >> 24);
         last_us = row.arrival_us;
         if let Some(count) = by_status.get_mut(usize::from(row.status)) {
-            *count += 1;
+            *count += u64::from(row.share_count);
         }
         work += u128::from(row.work);
         if row.status == ShareStatus::Accepted as u8 {
             credited += u128::from(row.work);
         }
-        checks.row(report, &place, &row);
+        let is_sound = if row.is_sum() { row.status == ShareStatus::Accepted as u8 && row.share_count > 0 } else { row.share_count == 1 };
+        no_sum += u64::from(!is_sound);
+        checks.row(report, &place, &row, block.layout().is_whole());
     }
     for (rows, what) in [
         (misplaced, "carry another segment or place than their own"),
         (backwards, "arrived before the row in front of them"),
         (other_day, "are of another UTC day"),
         (other_instance, "are of another instance"),
+        (no_sum, "stand for a number of shares that they cannot stand for"),
     ] {
         if rows > 0 {
             report.problem(format!("{place}: {rows} rows {what}"));
@@ -426,13 +457,11 @@ fn doubled(
     twice: &IdSet<u64>,
     report: &mut Report,
 ) -> Result<(), LogError> {
-    type ShareKey = (u64, u64, u64, u32, u32, u32);
     let mut seen: BTreeMap<ShareKey, Vec<String>> = BTreeMap::new();
-    let mut look = |place: &str, row: &LoggedRow| {
+    let mut look = |place: &str, row: &LoggedRow, is_whole: bool| {
         let extranonce1 = resolver.sessions.get(&row.session).copied();
-        if row.status == ShareStatus::Accepted as u8 && twice.contains(&fingerprint(row, extranonce1)) {
-            let key = (row.job, extranonce1.map_or(row.session, u64::from), row.extranonce2, row.ntime, row.nonce, row.version);
-            seen.entry(key).or_default().push(format!("{place} row {}", row.seq));
+        if row.status == ShareStatus::Accepted as u8 && !row.is_sum() && twice.contains(&fingerprint(row, extranonce1, is_whole)) {
+            seen.entry(share_key(row, extranonce1, is_whole)).or_default().push(format!("{place} row {}", row.seq));
         }
     };
     let store = SegmentStore::open(dir)?;
@@ -441,12 +470,12 @@ fn doubled(
         if let Ok(true) = store.read_native(meta, &mut bytes)
             && let Ok(block) = SegmentBlock::parse(&bytes)
         {
-            (0..block.rows()).for_each(|row| look(&meta.name, &block.row(row)));
+            (0..block.rows()).for_each(|row| look(&meta.name, &block.row(row), block.layout().is_whole()));
         }
     }
     for scan in journals {
         let place = file_name(&scan.path);
-        scan.rows.iter().filter(|(sequence, _)| *sequence >= covered).for_each(|(_, row)| look(&place, row));
+        scan.rows.iter().filter(|(sequence, _)| *sequence >= covered).for_each(|(_, row)| look(&place, row, true));
     }
     for (key, places) in seen.into_iter().filter(|(_, places)| places.len() > 1) {
         report.problem(format!(

@@ -13,7 +13,8 @@ mod server;
 
 use log::{FIRST_US, Log};
 use otedama_primitives::{Coin, ShareRow, ShareStatus};
-use otedama_shipper::schema::SHARES;
+use otedama_sharelog::Layout;
+use otedama_shipper::schema::{SHARES, segment_columns};
 use otedama_shipper::{ShipperSettings, probe};
 use running::{Running, settings};
 use rustix::time::{ClockId, clock_gettime};
@@ -110,12 +111,13 @@ async fn main() {
     }
     let metas = log.store().segments().expect("segments");
     assert_eq!(metas.len(), SEGMENTS as usize);
-    let columns = SHARES.column_list();
+    let columns = segment_columns(Layout::Replayable);
     let names = columns.trim_matches(['(', ')']).to_owned();
     // As the wire has them.
     let structure: Vec<_> = SHARES
         .columns
         .iter()
+        .filter(|column| Layout::Replayable.column_names().any(|name| name == column.name))
         .map(|column| format!("{} {}", column.name, if column.name == "work" { "UInt64" } else { column.kind }))
         .collect();
     let structure = structure.join(", ").replace('\'', "\\'");

@@ -64,7 +64,7 @@ pub fn local_tables(dir: &Path, database: &str, into: &Path) -> Result<LocalTabl
         }
     }
     if !metas.is_empty() {
-        fill(&SEGMENTS, 0, &segment_rows(&metas))?;
+        fill(&SEGMENTS, 0, &segment_rows(&metas, schema::VERSION))?;
     }
     statements.extend(ends.into_iter().map(|(job, us)| job_end_sql(database, job.0, us)));
     Ok(LocalTables { statements, segments: metas.len(), rows: metas.iter().map(|meta| u64::from(meta.rows)).sum() })
@@ -134,7 +134,12 @@ fn shares_columns() -> (String, String) {
         let (name, work) = (column.name, schema::is_work(column));
         // Infallible: writing to a String.
         let _ = writeln!(declared, "    `{name}` {} COMMENT {},", if work { "UInt128" } else { column.kind }, literal(column.comment));
-        let _ = if work { write!(selected, "toUInt128({name}) AS {name}, ") } else { write!(selected, "{name}, ") };
+        let _ = match name {
+            _ if work => write!(selected, "toUInt128({name}) AS {name}, "),
+            // 0 where the layout of the segment has no such column: a row is one share then.
+            "share_count" => write!(selected, "greatest({name}, toUInt32(1)) AS {name}, "),
+            _ => write!(selected, "{name}, "),
+        };
     }
     declared.push_str("    `ts` DateTime64(6, 'UTC') COMMENT 'time and us in one'");
     selected.push_str("toDateTime64(time, 6, 'UTC') + toIntervalMicrosecond(us) AS ts");
@@ -176,7 +181,11 @@ mod tests {
     fn the_view_has_the_columns_of_the_table_and_reads_those_of_the_wire() {
         let (declared, selected) = shares_columns();
         assert_eq!(declared.matches(" COMMENT '").count(), SHARES.columns.len() + 1, "every column and ts: {declared}");
-        assert_eq!(selected.matches(", ").count(), SHARES.columns.len() + 2, "ts has two commas of its own: {selected}");
+        assert_eq!(
+            selected.matches(", ").count(),
+            SHARES.columns.len() + 3,
+            "ts has two commas of its own and share_count one: {selected}"
+        );
         assert!(selected.contains("toUInt128(work) AS work"));
         let read = source(Path::new("/l'og"), false);
         assert!(read.starts_with("file('/l\\'og/*.native', 'Native', 'instance UInt16, ") && read.contains("work UInt64"), "{read}");

@@ -27,9 +27,13 @@ pub struct Server {
     pub shares: &'static str,
     /// True when that table is replicated.
     pub replicated: bool,
+    /// Version of its schema, migrated where that was allowed.
+    pub schema: u32,
 }
 
 const SHARES_LOCAL: &str = "shares_local";
+/// ILLEGAL_COLUMN, as a server answers to a column that is there already.
+const COLUMN_EXISTS: u32 = 44;
 
 /// Parses `26.7.2.1` or `18.16.1`.
 pub fn parse_version(text: &str) -> Option<(u32, u32)> {
@@ -76,20 +80,26 @@ pub async fn probe<S: Sink>(sink: &S, settings: &ShipperSettings) -> Result<Serv
         }
     }
     let flavour = flavour_of(&tables, method);
-    let schema = schema_version(sink, settings, &tables).await?;
+    let mut schema = schema_version(sink, settings, &tables).await?;
     if settings.create_tables {
         for statement in schema::migration(&flavour, &settings.database, schema) {
-            sink.query(&statement).await?;
+            match sink.query(&statement).await {
+                // 18.16 cannot be told to add a column only where it is missing: an earlier try came so far.
+                Err(SinkError::Refused { code: COLUMN_EXISTS, .. }) if statement.contains(" ADD COLUMN ") => {}
+                Err(error) => return Err(error),
+                Ok(_) => {}
+            }
         }
+        schema = schema.max(schema::VERSION);
     }
     let shares = if tables.contains_key(SHARES_LOCAL) { SHARES_LOCAL } else { SHARES.name };
-    check_columns(sink, settings, shares).await?;
+    check_columns(sink, settings, shares, schema).await?;
     if method == Method::Tokens {
         check_windows(sink, settings, shares).await?;
     }
     // A replica may lag behind the one that acknowledged, and the others have what one of them loses.
     let replicated = tables.get(shares).is_some_and(|engine| engine.starts_with("Replicated") || engine.starts_with("Shared"));
-    Ok(Server { version, method, shares, replicated })
+    Ok(Server { version, method, shares, replicated, schema })
 }
 
 /// What the tables that are there, if any, were made for.
@@ -127,14 +137,14 @@ fn missing(tables: &BTreeMap<String, String>) -> Vec<&'static str> {
     TABLES.iter().map(|table| table.name).filter(|name| !tables.contains_key(*name)).collect()
 }
 
-async fn check_columns<S: Sink>(sink: &S, settings: &ShipperSettings, shares: &str) -> Result<(), SinkError> {
+async fn check_columns<S: Sink>(sink: &S, settings: &ShipperSettings, shares: &str, schema: u32) -> Result<(), SinkError> {
     let sql = format!("SELECT table, name, type FROM system.columns WHERE database = {} FORMAT TabSeparated", literal(&settings.database));
     let text = sink.query(&sql).await?;
     let found: BTreeMap<(&str, &str), &str> = rows::<3>(&text).map(|[table, name, kind]| ((table, name), kind)).collect();
     let mut wrong = Vec::new();
     for table in TABLES {
         let name = if table.name == SHARES.name { shares } else { table.name };
-        for column in table.columns {
+        for column in table.columns_at(schema) {
             match found.get(&(name, column.name)) {
                 None => wrong.push(format!("{name} has no column {} {}", column.name, column.kind)),
                 Some(kind) if !takes(kind, column.kind) => {

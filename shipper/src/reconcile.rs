@@ -1,7 +1,7 @@
 //! The log against the server, segment by segment.
 use crate::ShipperSettings;
 use crate::dimension::date_time;
-use crate::schema::{ROLL_UPS, SHARES, identifier, literal};
+use crate::schema::{ROLL_UPS, SHARES, VERSION, count_shares, identifier, literal};
 use crate::ship::{instance_of, rows_by_segment};
 use crate::sink::{Sink, SinkError};
 use otedama_sharelog::store::{Cursor, SegmentStore};
@@ -99,12 +99,19 @@ async fn wrong_roll_ups<S: Sink>(sink: &S, settings: &ShipperSettings, metas: &[
     let hour = |us: u64| us / 1_000_000 / HOUR_S * HOUR_S;
     let moment = |seconds: u64| format!("toDateTime({}, 'UTC')", literal(&date_time(seconds)));
     let (since, until) = (moment(hour(first_us)), moment(hour(last_us) + HOUR_S));
+    // Tables of an earlier version count rows, as they hold no sums.
+    let sql = format!(
+        "SELECT count() FROM system.columns WHERE database = {} AND table = {} AND name = 'share_count' FORMAT TabSeparated",
+        literal(&settings.database),
+        literal(SHARES.name)
+    );
+    let count = count_shares(if sink.query(&sql).await?.trim() == "0" { 1 } else { VERSION });
     let mut wrong = Vec::new();
     for roll_up in ROLL_UPS {
         let table = |name: &str| format!("{}.{}", identifier(&settings.database), identifier(name));
         let column = roll_up.time_column();
         let sql = format!(
-            "SELECT min(n) = max(n) AND min(w) = max(w) FROM (SELECT count() AS n, sum(toDecimal128(work, 0)) AS w FROM {} WHERE time >= {since} AND time < {until} \
+            "SELECT min(n) = max(n) AND min(w) = max(w) FROM (SELECT {count} AS n, sum(toDecimal128(work, 0)) AS w FROM {} WHERE time >= {since} AND time < {until} \
              UNION ALL SELECT sum(shares) AS n, sum(toDecimal128(work, 0)) AS w FROM {} WHERE {column} >= {since} AND {column} < {until}) FORMAT TabSeparated",
             table(SHARES.name),
             table(roll_up.name)

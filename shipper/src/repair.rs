@@ -262,7 +262,7 @@ impl<S: Sink> Repair<'_, S> {
         for _ in 0..TRIES {
             outcome = self.link.ship_segment(&self.server, &pending, self.store.native_path(meta)).await;
             match &outcome {
-                Ok(Copies::One) => return self.link.send_segment_rows(std::slice::from_ref(meta)).await,
+                Ok(Copies::One) => return self.link.send_segment_rows(&self.server, std::slice::from_ref(meta)).await,
                 Ok(Copies::TooMany) => {
                     return Err(SinkError::Mismatch(format!(
                         "segment {} is on the server more than once after it was sent once: does somebody else write into this database?",
@@ -295,7 +295,7 @@ impl<S: Sink> Repair<'_, S> {
                 let named = RollUpHours { roll_up: roll_up.name, since: date_time(hours.since_s), until: date_time(hours.until_s) };
                 let token =
                     (self.server.method == Method::Tokens).then(|| format!("{}{REPAIR}{}-{}", roll_up.name, hours.since_s, now_us()));
-                let statements = roll_up.rebuild_sql(&self.settings().database, &since, &until, token.as_deref());
+                let statements = roll_up.rebuild_sql(&self.settings().database, self.server.schema, &since, &until, token.as_deref());
                 let why = if let Some(segment) = report.left.iter().find(|left| !left.statements.is_empty()) {
                     Some(format!("shares itself is not repaired: {}", segment.what))
                 } else if hours.until_s * US > until_us {
@@ -358,7 +358,8 @@ impl<S: Sink> Repair<'_, S> {
     /// The hours that differ, neighbours as one.
     async fn differing(&self, roll_up: &RollUp, within: Hours) -> Result<Vec<Hours>, SinkError> {
         let (since, until) = within.bounds();
-        let text = self.link.sink.query(&roll_up.differing_hours_sql(&self.settings().database, &since, &until)).await?;
+        let text =
+            self.link.sink.query(&roll_up.differing_hours_sql(&self.settings().database, self.server.schema, &since, &until)).await?;
         let mut hours: Vec<Hours> = Vec::new();
         for line in text.lines() {
             let since_s = number(line.split('\t').next().unwrap_or_default())?;

@@ -4,11 +4,16 @@
 //! `sum(work)` over a roll-up is exact past 2^64. Dimension tables are Replacing tables by key: a record that is shipped twice is still one row under `FINAL`.
 //!
 //! The schema has a version, which the view `schema_version` tells; `migration` leads from any older one to today's, and a test starts from each.
+use otedama_sharelog::Layout;
 use sha2::{Digest, Sha256};
 use std::fmt::Write;
 
 /// Version of the tables and views that `ddl` makes. 1: until November 2026, without a version of its own. 2: `schema_version`, TTL on `shares`, `ts` in `shares_named`.
-pub const VERSION: u32 = 2;
+/// 3: row layouts: `share_count` and `hash` in `shares`, `layout` and `shares` in `segments`, roll-ups that count what sums stand for.
+pub const VERSION: u32 = 3;
+
+/// Version that brought the columns of row layouts: before it a server takes no segment of layout `full` or `rollup`.
+pub const LAYOUTS_FROM: u32 = 3;
 
 /// The view that tells the version of the schema.
 pub const VERSION_VIEW: &str = "schema_version";
@@ -36,6 +41,9 @@ pub const COIN_TYPE: &str = "Enum8('bitcoin' = 0)";
 /// `status` on the wire and in tables. Append-only; the numbers are those of `ShareStatus`.
 pub const STATUS_TYPE: &str = "Enum8('accepted' = 0, 'stale' = 1, 'duplicate' = 2, 'low_difficulty' = 3, 'bad_time' = 4, 'bad_version' = 5, 'malformed' = 6, 'unauthorized' = 7, 'overload' = 8)";
 
+/// What the rows of a segment keep. Append-only.
+pub const LAYOUT_TYPE: &str = "Enum8('lean' = 0, 'replayable' = 1, 'full' = 2, 'rollup' = 3)";
+
 /// A column that the shipper sends.
 #[derive(Clone, Copy, Debug)]
 pub struct Column {
@@ -43,6 +51,10 @@ pub struct Column {
     pub name: &'static str,
     /// Its type in the table; `WORK` stands for the flavour's widest integer.
     pub kind: &'static str,
+    /// What it is where an insert has it not; empty for the zero of its type.
+    default: &'static str,
+    /// Version of the schema that brought it.
+    since: u32,
     /// Codec on modern servers; empty for the server's default. LZ4 mixes cost least CPU for about 4 % more disk than ZSTD(1).
     codec: &'static str,
     /// What it means.
@@ -68,14 +80,24 @@ pub struct Table {
 const WORK: &str = "WORK";
 
 const fn column(name: &'static str, kind: &'static str, comment: &'static str) -> Column {
-    Column { name, kind, codec: "", comment }
+    Column { name, kind, default: "", since: 1, codec: "", comment }
 }
 
 const fn coded(name: &'static str, kind: &'static str, codec: &'static str, comment: &'static str) -> Column {
-    Column { name, kind, codec, comment }
+    Column { name, kind, default: "", since: 1, codec, comment }
 }
 
-/// One row per submit of a subscribed session. The order is that of the Native block in a sealed segment.
+impl Column {
+    const fn since(self, since: u32) -> Self {
+        Self { since, ..self }
+    }
+
+    const fn or(self, default: &'static str) -> Self {
+        Self { default, ..self }
+    }
+}
+
+/// One row per submit of a subscribed session, or per sum of layout `rollup`. The columns of a segment are those of its layout, in this order.
 pub const SHARES: Table = Table {
     name: "shares",
     columns: &[
@@ -84,9 +106,9 @@ pub const SHARES: Table = Table {
         coded("seq", "UInt32", "Delta, LZ4", "Position of the row in its segment; (seg, seq) is unique for ever"),
         coded("time", "DateTime('UTC')", "Delta, LZ4", "When the bytes of the submit were read, seconds, UTC"),
         coded("us", "UInt32", "NONE", "Microseconds within the second of time"),
-        column("session", "UInt64", "Stratum session: instance 8 bits, boot epoch 24, counter 32"),
+        column("session", "UInt64", "Stratum session: instance 8 bits, boot epoch 24, counter 32; 0 in a sum of layout rollup"),
         column("worker", "UInt64", "First 8 bytes of SHA-256 of (pool, 0, account.worker); 0 when unauthorized"),
-        column("job", "UInt64", "Job: instance 8 bits, boot epoch 24, counter 32; 0 when the job named is unknown"),
+        column("job", "UInt64", "Job: instance 8 bits, boot epoch 24, counter 32; 0 when the job named is unknown, and in a sum"),
         column("coin", COIN_TYPE, "Coin of the job"),
         column("status", STATUS_TYPE, "Verdict; only accepted rows are credited"),
         column(
@@ -95,12 +117,22 @@ pub const SHARES: Table = Table {
             "1 block candidate, 2 late: a newer job of the same parent had been sent, 4 judged in the grace after a retarget, 8 the candidate reached the node by way of the log, as its ring was full",
         ),
         column("work", WORK, "Expected hashes it was judged at, exact; credited where accepted"),
-        coded("share_difficulty", "Float32", "NONE", "Difficulty of the hash, for display; 0 where nothing was hashed"),
-        coded("nonce", "UInt32", "NONE", "Header nonce"),
-        coded("ntime", "UInt32", "Delta, LZ4", "Header time, seconds"),
-        coded("version", "UInt32", "T64, LZ4", "Header version as hashed, rolled bits included"),
-        coded("extranonce2", "UInt64", "T64, LZ4", "Extranonce2 as a big-endian number"),
-        coded("latency_us", "UInt32", "T64, LZ4", "Bytes read to append to the log, microseconds"),
+        coded("share_difficulty", "Float32", "NONE", "Difficulty of the hash, for display; 0 where nothing was hashed; the best of a sum"),
+        coded("nonce", "UInt32", "NONE", "Header nonce; 0 in a sum"),
+        coded("ntime", "UInt32", "Delta, LZ4", "Header time, seconds; 0 in layout lean and in a sum"),
+        coded("version", "UInt32", "T64, LZ4", "Header version as hashed, rolled bits included; 0 in layout lean and in a sum"),
+        coded("extranonce2", "UInt64", "T64, LZ4", "Extranonce2 as a big-endian number; 0 in layout lean and in a sum"),
+        coded("latency_us", "UInt32", "T64, LZ4", "Bytes read to append to the log, microseconds; the mean of a sum"),
+        coded(
+            "share_count",
+            "UInt32",
+            "T64, LZ4",
+            "Shares the row stands for: 1, or the accepted shares of a worker and second in a sum of layout rollup; take sum(share_count), not count()",
+        )
+        .or("1")
+        .since(3),
+        column("hash", "FixedString(32)", "Hash of the header, most significant byte first as explorers show it: hex(hash); zeros in every layout but full")
+            .since(3),
     ],
     key: "worker, time",
     version: "",
@@ -218,13 +250,15 @@ pub const SEGMENTS: Table = Table {
         column("seg", "UInt64", "Directory epoch << 32 | sequence"),
         column("name", "String", "File name without its ending"),
         column("rows", "UInt32", "Rows in the segment"),
-        column("accepted", "UInt32", "Rows with status accepted"),
+        column("accepted", "UInt32", "Accepted shares"),
         column("work", WORK, "Sum of work over all of its rows"),
         column("work_credited", WORK, "Sum of work over its accepted rows"),
         column("native_bytes", "UInt64", "Bytes of the Native block"),
         column("content_hash", "String", "Hash of the Native block, hex"),
         column("time", "DateTime('UTC')", "Arrival of its first row, seconds, UTC"),
         column("last_time", "DateTime('UTC')", "Arrival of its last row, seconds, UTC"),
+        column("layout", LAYOUT_TYPE, "What its rows keep").or("'replayable'").since(3),
+        column("shares", "UInt64", "Shares that its rows stand for: as many as rows, but in layout rollup").or("rows").since(3),
     ],
     key: "instance, seg",
     version: "",
@@ -251,7 +285,9 @@ const HOUR: (&str, &str, &str, &str) = ("hour", "DateTime('UTC')", "toStartOfHou
 const WORKER: (&str, &str, &str, &str) = ("worker", "UInt64", "worker", "Worker; its name stands in workers");
 const COIN: (&str, &str, &str, &str) = ("coin", COIN_TYPE, "coin", "Coin");
 const STATUS: (&str, &str, &str, &str) = ("status", STATUS_TYPE, "status", "Verdict");
-const COUNT: (&str, &str, &str, &str) = ("shares", "UInt64", "count()", "Rows; take sum(shares), rows of a key merge later");
+const COUNT_SHARES: &str = "sum(share_count)";
+const LATENCY_SUM: &str = "sum(toUInt64(latency_us) * share_count)";
+const COUNT: (&str, &str, &str, &str) = ("shares", "UInt64", COUNT_SHARES, "Shares; take sum(shares), rows of a key merge later");
 const WORK_SUM: (&str, &str, &str, &str) = ("work", WORK, WORK, "Expected hashes; sum(work) is exact past 2^64");
 
 /// The roll-ups. Latency quantiles are left out: a digest costs the insert 63 % more CPU, and the stats endpoint has them.
@@ -275,7 +311,7 @@ pub const ROLL_UPS: [RollUp; 3] = [
             COUNT,
             WORK_SUM,
             ("block_candidates", "UInt64", "sum(bitAnd(flags, 1))", "Rows flagged as block candidates"),
-            ("latency_us_sum", "UInt64", "sum(latency_us)", "Sum of latency_us; divide by sum(shares) for the mean"),
+            ("latency_us_sum", "UInt64", LATENCY_SUM, "Sum of latency_us; divide by sum(shares) for the mean"),
         ],
         comment: "Shares and work of the pool by minute",
     },
@@ -287,15 +323,20 @@ impl RollUp {
         self.key.iter().find(|(_, kind, ..)| kind.starts_with("DateTime")).map_or(MINUTE.0, |(name, ..)| *name)
     }
 
-    /// What its view selects from `shares`, and the names of its key.
-    fn selected(&self, legacy: bool) -> (String, String) {
+    /// What its view selects from `shares` of schema `version`, and the names of its key.
+    fn selected(&self, legacy: bool, version: u32) -> (String, String) {
         let work = if legacy { "sum(toDecimal128(work, 0))" } else { "sum(work)" };
         let selected: Vec<_> = self
             .key
             .iter()
             .chain(self.sums)
             .map(|(name, _, expression, _)| {
-                let expression = if *expression == WORK { work } else { expression };
+                let expression = match *expression {
+                    WORK => work,
+                    COUNT_SHARES => count_shares(version),
+                    LATENCY_SUM if version < LAYOUTS_FROM => "sum(latency_us)",
+                    other => other,
+                };
                 // An alias equal to the column it is made of would shadow it in the query.
                 if expression == *name { (*name).to_owned() } else { format!("{expression} AS {name}") }
             })
@@ -308,7 +349,7 @@ impl RollUp {
     }
 
     /// The hours, as seconds since the epoch, from `since` to before `until` (expressions of type DateTime) of which any key has other rows or other work than `shares`.
-    pub(crate) fn differing_hours_sql(&self, database: &str, since: &str, until: &str) -> String {
+    pub(crate) fn differing_hours_sql(&self, database: &str, version: u32, since: &str, until: &str) -> String {
         let table = |name: &str| format!("{}.{}", identifier(database), identifier(name));
         let (time, keys) = (self.time_column(), self.names(self.key));
         let of_shares: Vec<_> = self
@@ -318,11 +359,12 @@ impl RollUp {
             .collect();
         format!(
             "SELECT toUInt32(toStartOfHour({time}, 'UTC')) AS hour_start, count() AS groups FROM (SELECT {keys}, sum(n) AS rows_shares, sum(m) AS rows_here, sum(w) AS work_shares, \
-             sum(v) AS work_here FROM (SELECT {}, count() AS n, toUInt64(0) AS m, sum(toDecimal128(work, 0)) AS w, toDecimal128(0, 0) AS v FROM {} \
+             sum(v) AS work_here FROM (SELECT {}, {} AS n, toUInt64(0) AS m, sum(toDecimal128(work, 0)) AS w, toDecimal128(0, 0) AS v FROM {} \
              WHERE time >= {since} AND time < {until} GROUP BY {keys} UNION ALL SELECT {keys}, toUInt64(0) AS n, sum(shares) AS m, toDecimal128(0, 0) AS w, \
              sum(toDecimal128(work, 0)) AS v FROM {} WHERE {time} >= {since} AND {time} < {until} GROUP BY {keys}) GROUP BY {keys} \
              HAVING rows_shares != rows_here OR work_shares != work_here) GROUP BY hour_start ORDER BY hour_start FORMAT TabSeparated",
             of_shares.join(", "),
+            count_shares(version),
             table(SHARES.name),
             table(self.name)
         )
@@ -330,10 +372,10 @@ impl RollUp {
 
     /// The statements that make it again from `shares`, from `since` to before `until`: delete, insert. Nothing else may write into these hours meanwhile. `token` marks the
     /// insert as a new one on servers that would take it for a repetition of an earlier one of the same rows.
-    pub(crate) fn rebuild_sql(&self, database: &str, since: &str, until: &str, token: Option<&str>) -> [String; 2] {
+    pub(crate) fn rebuild_sql(&self, database: &str, version: u32, since: &str, until: &str, token: Option<&str>) -> [String; 2] {
         let table = |name: &str| format!("{}.{}", identifier(database), identifier(name));
         let time = self.time_column();
-        let (selected, keys) = self.selected(token.is_none());
+        let (selected, keys) = self.selected(token.is_none(), version);
         let settings =
             token.map_or_else(String::new, |token| format!(" SETTINGS async_insert = 0, insert_deduplication_token = {}", literal(token)));
         [
@@ -352,9 +394,30 @@ impl RollUp {
 impl Table {
     /// `(a, b, c)`: the column list of an insert. It is always sent, so that columns a user adds by ALTER take their defaults.
     pub fn column_list(&self) -> String {
-        let names: Vec<_> = self.columns.iter().map(|column| column.name).collect();
+        self.column_list_at(VERSION)
+    }
+
+    /// As `column_list`, of a server whose schema has this version.
+    pub(crate) fn column_list_at(&self, version: u32) -> String {
+        let names: Vec<_> = self.columns_at(version).map(|column| column.name).collect();
         format!("({})", names.join(", "))
     }
+
+    /// The columns that version `version` of the schema has.
+    pub(crate) fn columns_at(&self, version: u32) -> impl Iterator<Item = &'static Column> {
+        self.columns.iter().filter(move |column| column.since <= version)
+    }
+}
+
+/// The column list of a segment's insert: what its layout has.
+pub fn segment_columns(layout: Layout) -> String {
+    let names: Vec<_> = layout.column_names().collect();
+    format!("({})", names.join(", "))
+}
+
+/// What counts the shares of `shares` in this version of the schema: before sums could stand there, rows.
+pub(crate) fn count_shares(version: u32) -> &'static str {
+    if version < LAYOUTS_FROM { "count()" } else { COUNT_SHARES }
 }
 
 /// True for a sum or summand of work.
@@ -400,7 +463,22 @@ pub fn migration(flavour: &Flavour, database: &str, from: u32) -> Vec<String> {
     let scheme = Scheme { flavour, database, keep_days: 0 };
     let replaced = |name: &str, create: String| [format!("DROP TABLE IF EXISTS {}{}", scheme.table(name), scheme.on_cluster()), create];
     let mut statements = Vec::new();
-    if from < 2 {
+    if from < 3 {
+        // Columns first: what an older pool inserts meanwhile has their defaults in the views below.
+        for table in TABLES {
+            statements.extend(table.columns.iter().filter(|column| column.since == 3).flat_map(|column| scheme.add_column(table, column)));
+        }
+        statements.extend(scheme.comments_of_version_3());
+        for roll_up in &ROLL_UPS {
+            let view = format!("{}_view", roll_up.name);
+            if scheme.legacy() {
+                statements.extend(replaced(&view, scheme.roll_up_view(roll_up)));
+            } else {
+                // At once: between dropping and making it an insert would be in no roll-up.
+                let select = scheme.roll_up_select(roll_up);
+                statements.push(format!("ALTER TABLE {}{} MODIFY QUERY\n{select}", scheme.table(&view), scheme.on_cluster()));
+            }
+        }
         statements.extend(replaced("shares_named", scheme.shares_named()));
     }
     if from < VERSION {
@@ -423,6 +501,9 @@ pub fn script_from(flavour: &Flavour, database: &str, from: u32, keep_days: u32)
             scheme.on_cluster(),
             scheme.ttl().replace('\n', " ")
         );
+    }
+    if from < 3 && scheme.legacy() {
+        script.push_str("-- Stop the pools that ship here meanwhile: a row that arrives while a view is away is in no roll-up.\n");
     }
     for statement in migration(flavour, database, from) {
         let _ = writeln!(script, "{statement};\n");
@@ -582,6 +663,49 @@ impl Scheme<'_> {
         ))
     }
 
+    /// The tables of this name: in a cluster that of the shard too, where there is one.
+    fn every(&self, name: &str) -> Vec<String> {
+        let has_local = name == SHARES.name || ROLL_UPS.iter().any(|roll_up| roll_up.name == name);
+        match self.flavour {
+            Flavour::Cluster(_) if has_local => vec![self.local(name), self.table(name)],
+            _ => vec![self.table(name)],
+        }
+    }
+
+    /// Adds a column that an earlier version has not. 18.16 does not know IF NOT EXISTS: there a second try is refused with code 44, which says that it is done.
+    fn add_column(&self, table: &Table, column: &Column) -> Vec<String> {
+        let condition = if self.legacy() { "" } else { "IF NOT EXISTS " };
+        let add =
+            |place: String| format!("ALTER TABLE {place}{} ADD COLUMN {condition}{}", self.on_cluster(), self.column(column).trim_start());
+        self.every(table.name).into_iter().map(add).collect()
+    }
+
+    /// Comments that version 3 words anew, and those of its columns.
+    fn comments_of_version_3(&self) -> Vec<String> {
+        let shares = ["session", "job", "share_difficulty", "nonce", "ntime", "version", "extranonce2", "latency_us"];
+        let columns = [(&SHARES, &shares[..]), (&SEGMENTS, &["accepted"])];
+        let of_tables = columns.into_iter().flat_map(|(table, names)| {
+            // 18.16 forgets the comment of a column that it adds.
+            let changed = table.columns.iter().filter(|column| column.since == 3 || names.contains(&column.name));
+            changed.map(|column| (table.name, column.name, column.comment))
+        });
+        of_tables
+            .chain(ROLL_UPS.iter().map(|roll_up| (roll_up.name, COUNT.0, COUNT.3)))
+            .flat_map(|(table, column, comment)| {
+                let alter = move |place| {
+                    format!("ALTER TABLE {place}{} COMMENT COLUMN {} {}", self.on_cluster(), identifier(column), literal(comment))
+                };
+                self.every(table).into_iter().map(alter)
+            })
+            .collect()
+    }
+
+    fn column(&self, column: &Column) -> String {
+        let kind = if column.kind == WORK { self.wide() } else { column.kind };
+        let kind = if column.default.is_empty() { kind.to_owned() } else { format!("{kind} DEFAULT {}", column.default) };
+        self.column_line(column.name, &kind, column.codec, column.comment)
+    }
+
     fn column_line(&self, name: &str, kind: &str, codec: &str, comment: &str) -> String {
         let kind = if kind == WORK { self.wide() } else { kind };
         // 18.16 knows no codecs on columns; both know `name type COMMENT 'text'`, modern servers with the codec behind the comment.
@@ -603,7 +727,7 @@ impl Scheme<'_> {
                         "Expected hashes it was judged at, exact; credited where accepted. sum(work) wraps here: take sum(toDecimal128(work, 0)), a roll-up or shares_named",
                     )
                 } else {
-                    self.column_line(column.name, column.kind, column.codec, column.comment)
+                    self.column(column)
                 }
             })
             .collect();
@@ -630,8 +754,7 @@ impl Scheme<'_> {
     }
 
     fn dimension(&self, table: &Table) -> String {
-        let lines: Vec<_> =
-            table.columns.iter().map(|column| self.column_line(column.name, column.kind, column.codec, column.comment)).collect();
+        let lines: Vec<_> = table.columns.iter().map(|column| self.column(column)).collect();
         format!(
             "CREATE TABLE IF NOT EXISTS {}{}\n(\n{}\n)\nENGINE = {}\nORDER BY ({}){}",
             self.table(table.name),
@@ -649,7 +772,6 @@ impl Scheme<'_> {
         let keys: Vec<_> = roll_up.key.iter().map(|(name, ..)| *name).collect();
         let sums: Vec<_> = roll_up.sums.iter().map(|(name, ..)| *name).collect();
         let time = roll_up.time_column();
-        let (selected, _) = roll_up.selected(self.legacy());
         let mut statements = vec![format!(
             "CREATE TABLE IF NOT EXISTS {}{}\n(\n{}\n)\nENGINE = {}\nPARTITION BY toYYYYMM({time}, 'UTC')\nORDER BY ({}){}{}",
             self.local(roll_up.name),
@@ -660,18 +782,26 @@ impl Scheme<'_> {
             self.window(),
             self.table_comment(roll_up.comment)
         )];
-        statements.push(format!(
-            "CREATE MATERIALIZED VIEW IF NOT EXISTS {}{} TO {} AS\nSELECT {}\nFROM {}\nGROUP BY {}",
-            self.table(&format!("{}_view", roll_up.name)),
-            self.on_cluster(),
-            self.local(roll_up.name),
-            selected,
-            self.local(SHARES.name),
-            keys.join(", ")
-        ));
+        statements.push(self.roll_up_view(roll_up));
         let sharding = if keys.contains(&"worker") { "cityHash64(worker)" } else { "rand()" };
         statements.extend(self.distributed(roll_up.name, sharding, roll_up.comment));
         statements
+    }
+
+    /// The view that fills a roll-up.
+    fn roll_up_view(&self, roll_up: &RollUp) -> String {
+        format!(
+            "CREATE MATERIALIZED VIEW IF NOT EXISTS {}{} TO {} AS\n{}",
+            self.table(&format!("{}_view", roll_up.name)),
+            self.on_cluster(),
+            self.local(roll_up.name),
+            self.roll_up_select(roll_up)
+        )
+    }
+
+    fn roll_up_select(&self, roll_up: &RollUp) -> String {
+        let (selected, keys) = roll_up.selected(self.legacy(), VERSION);
+        format!("SELECT {selected}\nFROM {}\nGROUP BY {keys}", self.local(SHARES.name))
     }
 
     /// Shares with the worker's name, and `work` in a type whose sum cannot wrap in any flavour.
@@ -706,6 +836,7 @@ impl Scheme<'_> {
 mod tests {
     use super::*;
     use otedama_primitives::{Coin, ShareStatus};
+    use otedama_sharelog::COLUMNS;
 
     fn all() -> [Flavour; 3] {
         [Flavour::Single, Flavour::Cluster("farm".into()), Flavour::Legacy]
@@ -716,6 +847,19 @@ mod tests {
         let values: Vec<_> = ShareStatus::ALL.iter().map(|status| format!("'{}' = {}", status.label(), *status as u8)).collect();
         assert_eq!(STATUS_TYPE, format!("Enum8({})", values.join(", ")));
         assert_eq!(COIN_TYPE, format!("Enum8('{}' = {})", Coin::Bitcoin.label(), Coin::Bitcoin as u8));
+    }
+
+    #[test]
+    fn every_layout_has_columns_of_the_table_in_its_order_and_type() {
+        assert_eq!(COLUMNS.map(|column| column.0), std::array::from_fn(|at| SHARES.columns.get(at).map_or("", |column| column.name)));
+        for (column, (name, kind, _)) in SHARES.columns.iter().zip(COLUMNS) {
+            // The wire leaves the zone out.
+            assert_eq!(wire_kind(column).replace("('UTC')", ""), kind, "{name}");
+        }
+        assert_eq!(SHARES.columns.len(), COLUMNS.len());
+        let labels: Vec<_> = Layout::ALL.iter().enumerate().map(|(number, layout)| format!("'{}' = {number}", layout.label())).collect();
+        assert_eq!(LAYOUT_TYPE, format!("Enum8({})", labels.join(", ")));
+        assert!(segment_columns(Layout::Lean).ends_with("share_difficulty, nonce, latency_us)"));
     }
 
     #[test]
@@ -778,11 +922,13 @@ mod tests {
                 let statements = migration(&flavour, "otedama", from);
                 assert!(statements.last().is_some_and(|last| last.ends_with(&format!("SELECT toUInt32({VERSION}) AS version"))), "{from}");
                 for statement in &statements {
-                    let view = statement.contains("shares_named`") || statement.contains("schema_version`");
-                    assert!(view && !statement.contains("TTL"), "{statement}");
+                    let view = ["shares_named`", "schema_version`", "_view`"].iter().any(|name| statement.contains(name));
+                    let adds = statement.starts_with("ALTER TABLE ")
+                        && [" ADD COLUMN ", " COMMENT COLUMN "].iter().any(|what| statement.contains(what));
+                    assert!((view || adds) && !statement.contains("TTL"), "{statement}");
                 }
                 let advice = script_from(&flavour, "otedama", from, KEEP_DAYS);
-                assert_eq!(advice.contains("MODIFY TTL time + toIntervalDay(90);"), flavour != Flavour::Legacy, "{advice}");
+                assert_eq!(advice.contains("MODIFY TTL time + toIntervalDay(90);"), from < 2 && flavour != Flavour::Legacy, "{advice}");
             }
         }
     }

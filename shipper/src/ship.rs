@@ -2,12 +2,12 @@
 use crate::ShipperSettings;
 use crate::dimension::{DimensionRows, RecentJobs, RowWriter, date_time};
 use crate::probe::{Method, Server, probe};
-use crate::schema::{JOBS, SEGMENTS, SHARES, identifier, literal};
+use crate::schema::{JOBS, LAYOUTS_FROM, SEGMENTS, identifier, literal, segment_columns};
 use crate::sink::{Body, HttpSink, Remedy, Sink, SinkError};
 use crate::state::{ShipperState, StateKind};
 use bytes::Bytes;
 use otedama_sharelog::store::{Cursor, CursorPosition, SegmentStore, lock_resending};
-use otedama_sharelog::{DimensionReader, LogError, SegmentMeta, segment_name};
+use otedama_sharelog::{DimensionReader, Layout, LogError, SegmentMeta, segment_name};
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::hash::{BuildHasher, RandomState};
@@ -478,7 +478,7 @@ impl<S: Sink> Shipper<S> {
         let done = self.pending.iter().take_while(|pending| pending.acknowledged).count();
         if done > 0 {
             let metas: Vec<_> = self.pending.iter().take(done).map(|pending| Arc::clone(&pending.meta)).collect();
-            self.link.send_segment_rows(&metas).await.map_err(refused)?;
+            self.link.send_segment_rows(server, &metas).await.map_err(refused)?;
             if let Some(last) = metas.last() {
                 // One that was lost and sent again lies behind the cursor.
                 self.position.segment = self.position.segment.max(last.sequence());
@@ -578,8 +578,8 @@ pub(crate) fn job_end_sql(database: &str, job: u64, us: u64) -> String {
     )
 }
 
-/// Rows of the table `segments`.
-pub(crate) fn segment_rows(metas: &[Arc<SegmentMeta>]) -> String {
+/// Rows of the table `segments`, as version `schema` has it.
+pub(crate) fn segment_rows(metas: &[Arc<SegmentMeta>], schema: u32) -> String {
     let mut text = String::new();
     for meta in metas {
         let accepted = meta.by_status.first().copied().unwrap_or_default();
@@ -591,7 +591,11 @@ pub(crate) fn segment_rows(metas: &[Arc<SegmentMeta>]) -> String {
             .number(accepted)
             .number(meta.work_sum)
             .number(meta.work_credited);
-        row.number(meta.native_bytes).text(&format!("{:016x}", meta.content_hash)).second(meta.first_us).second(meta.last_us).end();
+        row.number(meta.native_bytes).text(&format!("{:016x}", meta.content_hash)).second(meta.first_us).second(meta.last_us);
+        if schema >= LAYOUTS_FROM {
+            row.text(meta.layout.label()).number(meta.shares());
+        }
+        row.end();
     }
     text
 }
@@ -657,9 +661,9 @@ impl<S: Sink> Link<S> {
     }
 
     /// Tells the server which segments it has.
-    pub(crate) async fn send_segment_rows(&self, metas: &[Arc<SegmentMeta>]) -> Result<(), SinkError> {
-        let sql = insert_sql(&self.settings.database, SEGMENTS.name, &SEGMENTS.column_list(), "TabSeparated");
-        self.insert(&sql, None, Body::Memory(Bytes::from(segment_rows(metas)))).await
+    pub(crate) async fn send_segment_rows(&self, server: &Server, metas: &[Arc<SegmentMeta>]) -> Result<(), SinkError> {
+        let sql = insert_sql(&self.settings.database, SEGMENTS.name, &SEGMENTS.column_list_at(server.schema), "TabSeparated");
+        self.insert(&sql, None, Body::Memory(Bytes::from(segment_rows(metas, server.schema)))).await
     }
 
     pub(crate) async fn ship_segment(&self, server: &Server, pending: &Pending, path: PathBuf) -> Result<Copies, SinkError> {
@@ -675,7 +679,16 @@ impl<S: Sink> Link<S> {
                 return Ok(copies);
             }
         }
-        let sql = insert_sql(&self.settings.database, server.shares, &SHARES.column_list(), "Native");
+        if server.schema < LAYOUTS_FROM && matches!(meta.layout, Layout::Full | Layout::Rollup) {
+            return Err(SinkError::Mismatch(format!(
+                "segment {} is of layout {}, for which the tables of database {} lack columns: `otedama schema --from {}` prints what adds them, or set [clickhouse] create_tables = true",
+                meta.name,
+                meta.layout.label(),
+                self.settings.database,
+                server.schema
+            )));
+        }
+        let sql = insert_sql(&self.settings.database, server.shares, &segment_columns(meta.layout), "Native");
         self.insert(&sql, Some((server, token)), Body::File { path, size: meta.native_bytes, crc32c: meta.crc32c }).await?;
         if pending.doubtful && server.method == Method::Tokens && !server.replicated {
             // A server that lost power may remember the token of a first try and have lost its rows: then it has dropped this one as its repetition. Rows are never looked for

@@ -5,8 +5,9 @@ mod mock;
 use log::Log;
 use mock::{Act, Mock};
 use otedama_sharelog::BlockStatus;
+use otedama_sharelog::Layout;
 use otedama_sharelog::store::Cursor;
-use otedama_shipper::schema::SHARES;
+use otedama_shipper::schema::segment_columns;
 use otedama_shipper::{Pace, Shipper, ShipperSettings, ShipperState, StateKind, Timeouts};
 use std::net::{Ipv4Addr, TcpListener};
 use std::sync::Arc;
@@ -84,7 +85,7 @@ async fn a_segment_goes_out_as_it_lies_on_the_disk_under_the_settings_of_a_moder
     assert_eq!(inserts.len(), 1);
     let meta = &log.store().segments().expect("segments")[0];
     assert_eq!(inserts[0].body, std::fs::read(log.store().native_path(meta)).expect("the segment"));
-    assert_eq!(inserts[0].sql, format!("INSERT INTO `otedama`.`shares` {} FORMAT Native", SHARES.column_list()));
+    assert_eq!(inserts[0].sql, format!("INSERT INTO `otedama`.`shares` {} FORMAT Native", segment_columns(Layout::Replayable)));
     let token = format!("otedama-7-{}-{:016x}", meta.name, meta.content_hash);
     let sent: Vec<_> = inserts[0].settings.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
     assert_eq!(

@@ -7,7 +7,7 @@ use crate::{Machine, Row, least, process_cpu_s, thread_cpu_s};
 use clickhouse::{Client, Compression};
 use otedama_primitives::{RunId, ShareRow};
 use otedama_sharelog::store::SegmentStore;
-use otedama_sharelog::{LogSettings, ROW_BYTES, SealStep, SegmentMeta, ShareLog};
+use otedama_sharelog::{Layout, LogSettings, SealStep, SegmentMeta, ShareLog};
 use otedama_shipper::{Body, HttpSink, Sink, Timeouts};
 use serde::Serialize;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -163,6 +163,8 @@ impl Sealed {
             keep_ms: 1_000_000,
             keep_shipped_ms: 1_000_000,
             has_cursor: false,
+            layout: Layout::Replayable,
+            rolls_up_when_full: false,
         };
         let (mut journal, mut sealer, _registry, _counters) = ShareLog::open(settings).map_err(|error| failed(&error))?;
         let now_us = 1_795_000_000_000_000;
@@ -226,7 +228,7 @@ impl Swallow {
         insert()?;
         let spent = process_cpu_s() - start;
         let bytes = self.body_bytes.load(Ordering::Relaxed) - bytes;
-        if bytes == 0 || (whole && bytes < u64::from(ROWS) * ROW_BYTES as u64) {
+        if bytes == 0 || (whole && bytes < u64::from(ROWS) * Layout::Replayable.row_bytes() as u64) {
             return Err(format!("only {bytes} bytes of {ROWS} rows reached the server: nothing is measured"));
         }
         Ok(ns_per_row(spent - (self.cpu_ns.load(Ordering::Relaxed) - server) as f64 * 1e-9))

@@ -7,7 +7,7 @@ use crate::ring::{Rx, Tx};
 use crate::stage::{Regime, Stage};
 use bytemuck::Zeroable;
 use otedama_killpoint::pass;
-use otedama_primitives::{Answer, Clock, Dimension, ShareRow, ShareStatus, Verdict};
+use otedama_primitives::{Answer, Clock, Dimension, Hash256, ShareRow, ShareStatus, Verdict};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -18,6 +18,8 @@ const ROWS: usize = 512;
 const DIMENSIONS: usize = 64;
 /// Cells of one dimension record.
 const DIMENSION_CELLS: usize = size_of::<Dimension>() / size_of::<ShareRow>();
+/// Hashes of a cell.
+const HASHES_IN_CELL: usize = size_of::<ShareRow>() / size_of::<Hash256>();
 /// Cells that a batch of records alone takes, its commit record included.
 const DIMENSION_BATCH_CELLS: usize = DIMENSIONS * DIMENSION_CELLS + 1;
 
@@ -26,8 +28,9 @@ pub trait Append: Send {
     /// 64-byte cells that can be appended right now.
     fn room_cells(&self) -> usize;
 
-    /// Appends one batch, all or nothing; rows exist when this returns. The caller has asked for the room: dimensions x 4 + rows + 1 cells.
-    fn append(&mut self, dimensions: &[Dimension], rows: &[ShareRow]);
+    /// Appends one batch, all or nothing; rows exist when this returns. `hashes` are those of the rows in layout `full`, and none in the others.
+    /// The caller has asked for the room: dimensions x 4 + rows + hashes / 2, rounded up, + 1 cells.
+    fn append(&mut self, dimensions: &[Dimension], rows: &[ShareRow], hashes: &[Hash256]);
 
     /// True while there is no room and none is coming: the disk is full.
     fn is_full(&self) -> bool;
@@ -58,6 +61,8 @@ pub trait Append: Send {
 pub struct LogPorts {
     /// One ring per validate lane.
     pub verdicts: Vec<Rx<Verdict>>,
+    /// Layout `full`: the hashes of the verdicts, one ring per validate lane; none in the others.
+    pub hashes: Vec<Rx<Hash256>>,
     /// One ring per net.
     pub answers: Vec<Tx<Answer>>,
     /// Sessions and workers, one ring per net.
@@ -87,6 +92,8 @@ pub struct Log<A, C> {
     /// Behind how many more answers of `unsynced` which position stands.
     marks: VecDeque<(u64, usize)>,
     taken: Box<[Verdict; ROWS]>,
+    /// Layout `full`: the hashes of those taken.
+    hashes: Box<[Hash256; ROWS]>,
     rows: Box<[ShareRow; ROWS]>,
     dimensions: Box<[Dimension; DIMENSIONS]>,
     staged: Vec<Vec<Answer>>,
@@ -117,6 +124,7 @@ impl<A: Append, C: Clock> Log<A, C> {
             unsynced: VecDeque::with_capacity(in_flight),
             marks: VecDeque::with_capacity(in_flight),
             taken: Box::new([Verdict::zeroed(); ROWS]),
+            hashes: Box::new([Hash256::default(); ROWS]),
             rows: Box::new([ShareRow::zeroed(); ROWS]),
             dimensions: Box::new([Dimension::zeroed(); DIMENSIONS]),
             staged,
@@ -136,7 +144,7 @@ impl<A: Append, C: Clock> Log<A, C> {
                 }
                 let wanted = left.min(DIMENSIONS);
                 let count = self.ports.names[ring].take_into(&mut self.dimensions[..wanted]);
-                self.journal.append(&self.dimensions[..count], &[]);
+                self.journal.append(&self.dimensions[..count], &[], &[]);
                 self.counts.dimension_appended += count as u64;
                 self.counts.batch_committed += 1;
                 left -= count;
@@ -217,6 +225,16 @@ fn answer_to(verdict: &Verdict, overload: bool) -> Answer {
 }
 
 impl<A: Append, C: Clock> Log<A, C> {
+    /// Hashes that go with the verdicts held.
+    fn hashes_held(&self) -> usize {
+        if self.ports.hashes.is_empty() { 0 } else { self.held }
+    }
+
+    /// Cells of the verdicts held and their hashes, without the commit record.
+    fn cells_held(&self) -> usize {
+        self.held + self.hashes_held().div_ceil(HASHES_IN_CELL)
+    }
+
     /// Takes the next verdicts, round robin over the lanes.
     fn take(&mut self) {
         let inputs = self.ports.verdicts.len();
@@ -225,8 +243,15 @@ impl<A: Append, C: Clock> Log<A, C> {
             self.next_input = (input + 1) % inputs;
             self.held = self.ports.verdicts[input].take_into(&mut self.taken[..]);
             if self.held > 0 {
-                self.answered =
-                    self.ports.answer_first && !self.journal.is_full() && self.journal.room_cells() > self.held + DIMENSION_BATCH_CELLS;
+                let hashes = self.hashes_held();
+                if hashes > 0 {
+                    // Pushed before the verdicts, whose index was read with Acquire: all of them are there.
+                    let taken = self.ports.hashes[input].take_into(&mut self.hashes[..hashes]);
+                    assert_eq!(taken, hashes, "validate puts the hash of a verdict before it");
+                }
+                self.answered = self.ports.answer_first
+                    && !self.journal.is_full()
+                    && self.journal.room_cells() > self.cells_held() + DIMENSION_BATCH_CELLS;
                 pass("log.taken");
                 if self.answered {
                     self.counts.row_answered_early_most = self.counts.row_answered_early_most.max(self.held as u64);
@@ -281,7 +306,7 @@ impl<A: Append, C: Clock> Stage for Log<A, C> {
             };
         }
         // Verdicts were taken first, so whatever names these rows is visible by now and goes in front of them.
-        if !self.append_names() || self.journal.room_cells() < self.held + 1 {
+        if !self.append_names() || self.journal.room_cells() < self.cells_held() + 1 {
             return self.no_room();
         }
         pass("log.names_appended");
@@ -290,7 +315,8 @@ impl<A: Append, C: Clock> Stage for Log<A, C> {
         for (row, verdict) in self.rows.iter_mut().zip(&self.taken[..count]) {
             *row = verdict.into_row(u32::try_from(now_us.saturating_sub(verdict.arrival_us)).unwrap_or(u32::MAX));
         }
-        self.journal.append(&[], &self.rows[..count]);
+        let hashes = self.hashes_held();
+        self.journal.append(&[], &self.rows[..count], &self.hashes[..hashes]);
         self.counts.row_appended += count as u64;
         self.counts.batch_committed += 1;
         pass("log.appended");
@@ -310,6 +336,7 @@ impl<A: Append, C: Clock> Stage for Log<A, C> {
         self.ports.log_full.store(self.journal.is_full(), Ordering::Relaxed);
         self.counts.publish(&self.ports.metrics);
         self.ports.verdicts.iter().for_each(Rx::publish);
+        self.ports.hashes.iter().for_each(Rx::publish);
         self.ports.names.iter().for_each(Rx::publish);
         self.ports.answers.iter().for_each(Tx::publish);
     }
@@ -341,8 +368,8 @@ impl Append for JournalEnd {
         self.journal.room_cells()
     }
 
-    fn append(&mut self, dimensions: &[Dimension], rows: &[ShareRow]) {
-        let appended = self.journal.append(dimensions, rows);
+    fn append(&mut self, dimensions: &[Dimension], rows: &[ShareRow], hashes: &[Hash256]) {
+        let appended = self.journal.append_hashed(dimensions, rows, hashes);
         assert!(appended.is_ok(), "the log stage asks for room before it appends");
     }
 

@@ -119,6 +119,8 @@ pub struct ValidatePorts {
     pub submits: Vec<Rx<Submit>>,
     /// To the log.
     pub verdicts: Tx<Verdict>,
+    /// Layout `full`: the hash of every verdict, put here before it; as deep as that ring.
+    pub hashes: Option<Tx<Hash256>>,
     /// Block candidates to chain; full: the row carries the flag and chain reads it from the log.
     pub blocks: Tx<BlockCandidate>,
     /// Rung after a candidate was put on that ring.
@@ -145,6 +147,8 @@ pub struct Validate {
     newest: u32,
     taken: Box<[Submit; TAKE]>,
     found: Box<[Verdict; TAKE]>,
+    /// Layout `full`: the hash of every share of the pass; zeros where none was made.
+    share_hash: Box<[Hash256; TAKE]>,
     /// By share of the pass: its hash in the duplicate table of its job, and its place in the root cache.
     hashes: Box<[u64; TAKE]>,
     root_places: Box<[u16; TAKE]>,
@@ -186,6 +190,7 @@ impl Validate {
             newest: 0,
             taken: Box::new([Submit::zeroed(); TAKE]),
             found: Box::new([Verdict::zeroed(); TAKE]),
+            share_hash: Box::new([Hash256::default(); TAKE]),
             hashes: Box::new([0; TAKE]),
             root_places: Box::new([0; TAKE]),
             block_hash: Box::new([Hash256([0; 32]); TAKE]),
@@ -251,6 +256,9 @@ impl Validate {
         if self.counts.block_found != blocks_before {
             (self.ports.block_bell.0)();
         }
+        if let Some(hashes) = &mut self.ports.hashes {
+            hashes.push_all(&self.share_hash[..count]);
+        }
         self.ports.verdicts.push_all(&self.found[..count]);
     }
 
@@ -290,6 +298,9 @@ impl Validate {
         for at in 0..count {
             let submit = &self.taken[at];
             self.found[at] = verdict_of(submit);
+            if self.ports.hashes.is_some() {
+                self.share_hash[at] = Hash256::default();
+            }
             if submit.status != Submit::PENDING {
                 continue;
             }
@@ -353,6 +364,9 @@ impl Validate {
             let verdict = &mut self.found[usize::from(at)];
             verdict.coin = job.coin;
             verdict.share_difficulty = self.judged.difficulty_of(lane);
+            if self.ports.hashes.is_some() {
+                self.share_hash[usize::from(at)] = self.judged.hash_of(lane);
+            }
             let met = self.judged.share_mask >> lane & 1 == 1;
             let block = self.judged.network_mask >> lane & 1 == 1;
             // A hash at or under the network target is a candidate whatever the share target.
@@ -518,7 +532,7 @@ impl Stage for Validate {
         let mut worked = false;
         for _ in 0..PASSES_PER_STEP {
             self.take_jobs();
-            let room = self.ports.verdicts.room().min(TAKE);
+            let room = self.ports.hashes.as_ref().map_or(TAKE, Tx::room).min(self.ports.verdicts.room()).min(TAKE);
             if room == 0 {
                 let waits = self.ports.submits.iter().any(|ring| ring.available() > 0);
                 return if worked {
@@ -556,6 +570,7 @@ impl Stage for Validate {
         self.counts.publish(&self.ports.metrics);
         self.ports.submits.iter().for_each(Rx::publish);
         self.ports.verdicts.publish();
+        self.ports.hashes.iter().for_each(Tx::publish);
         self.ports.blocks.publish();
         self.ports.jobs.publish();
     }

@@ -38,6 +38,7 @@ impl Lane {
         let ports = ValidatePorts {
             submits: vec![submits_rx],
             verdicts: verdicts_tx,
+            hashes: None,
             blocks: blocks_tx,
             block_bell: BlockBell::silent(),
             jobs: jobs_rx,

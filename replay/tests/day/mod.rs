@@ -245,6 +245,8 @@ impl Pool {
             keep_ms: 1 << 45,
             keep_shipped_ms: 1 << 45,
             has_cursor: false,
+            layout: otedama_sharelog::Layout::Replayable,
+            rolls_up_when_full: false,
         };
         let (journal, sealer, registry, _) = ShareLog::open(settings)?;
         registry.run(&RunRecord {

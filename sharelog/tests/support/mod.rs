@@ -20,6 +20,8 @@ pub fn settings(dir: &Path, boot: u32) -> LogSettings {
         keep_ms: u64::MAX,
         keep_shipped_ms: 0,
         has_cursor: false,
+        layout: otedama_sharelog::Layout::Replayable,
+        rolls_up_when_full: false,
     }
 }
 

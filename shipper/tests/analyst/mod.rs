@@ -200,6 +200,8 @@ impl Writer {
             keep_ms: 1 << 45,
             keep_shipped_ms: 1 << 45,
             has_cursor: true,
+            layout: otedama_sharelog::Layout::Replayable,
+            rolls_up_when_full: false,
         };
         let (journal, sealer, registry, _) = ShareLog::open(settings).expect("the log opens");
         Self { journal, sealer, registry, dimensions: Vec::new(), batch: Vec::new(), rows: 0 }

@@ -3,7 +3,7 @@
 
 use otedama_primitives::{Coin, Dimension, Hash256, RunId, SessionRecord, ShareRow, ShareStatus, Target, WorkerId, WorkerRecord};
 use otedama_sharelog::store::SegmentStore;
-use otedama_sharelog::{BlockRecord, BlockStatus, Disk, JobRecord, Journal, LogSettings, Registry, RunRecord, Sealer, ShareLog};
+use otedama_sharelog::{BlockRecord, BlockStatus, Disk, JobRecord, Journal, Layout, LogSettings, Registry, RunRecord, Sealer, ShareLog};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -15,12 +15,18 @@ pub struct Log {
     sealer: Sealer<Disk>,
     pub registry: Arc<Registry>,
     run: RunId,
+    layout: Layout,
     rows: u64,
 }
 
 impl Log {
     /// An empty log: a run and its first job are recorded, nothing is sealed.
     pub fn new() -> Self {
+        Self::of(Layout::Replayable)
+    }
+
+    /// As `new`, with rows of this layout.
+    pub fn of(layout: Layout) -> Self {
         // In memory where there is such a place: the log fsyncs, and these tests are not about disks.
         let memory = Path::new("/dev/shm");
         let folder = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.expect("a temporary folder");
@@ -36,9 +42,11 @@ impl Log {
             keep_ms: 1 << 40,
             keep_shipped_ms: 1 << 40,
             has_cursor: true,
+            layout,
+            rolls_up_when_full: false,
         };
         let (journal, sealer, registry, _) = ShareLog::open(settings).expect("the log opens");
-        let log = Self { folder, journal, sealer, registry, run, rows: 0 };
+        let log = Self { folder, journal, sealer, registry, run, layout, rows: 0 };
         log.registry
             .run(&RunRecord {
                 run,
@@ -114,7 +122,9 @@ impl Log {
             }
             let batch: Vec<_> = (self.rows..self.rows + u64::from(count)).map(&row).collect();
             self.rows += u64::from(count);
-            self.journal.append(&dimensions, &batch).expect("there is room");
+            let hashes: Vec<_> = batch.iter().map(|row| Hash256([row.nonce as u8; 32])).collect();
+            let hashes = if self.layout == Layout::Full { &hashes[..] } else { &[] };
+            self.journal.append_hashed(&dimensions, &batch, hashes).expect("there is room");
             dimensions.clear();
             left -= count;
         }

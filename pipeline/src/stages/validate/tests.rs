@@ -47,6 +47,7 @@ impl Bench {
         let ports = ValidatePorts {
             submits: vec![submits_rx],
             verdicts: verdicts_tx,
+            hashes: None,
             blocks: blocks_tx,
             block_bell: BlockBell::silent(),
             jobs: jobs_rx,
