@@ -354,7 +354,9 @@ pub fn bounds(config: &Config, limits: &Limits) -> Vec<Bound> {
     bound("stats clients", limits.stats_clients, limits.stats_client_bytes, Taken::AtMost, "the newest waits in the listen queue");
     let log_full = match config.log.when_full {
         WhenFull::Refuse => "new connections are shed, then shares answered 20 \"log full\"; blocks are submitted",
-        WhenFull::Rollup => "sums per worker and second take the rows' place",
+        WhenFull::Rollup => {
+            "its last eighth takes sums per worker and second; then as with \"refuse\": shares are answered 20 \"log full\""
+        }
     };
     bound(
         "journal files",

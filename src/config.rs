@@ -834,7 +834,7 @@ static KEYS: &[Key] = &[
         "when_full",
         "\"refuse\"",
         "\"refuse\" or \"rollup\"",
-        "At max_bytes: refuse new connections, then shares; or keep sums only. Blocks are submitted either way.",
+        "At max_bytes: refuse new connections, then shares; or keep sums only in the last eighth of it, before that. Blocks are submitted either way.",
         |c, v| {
             c.log.when_full = v.word()?;
             Ok(())
@@ -1411,7 +1411,6 @@ const NOT_BUILT: &[(&str, &str, AtRest)] = &[
     ("stratum.proxy_from", "proxy_from", |c| c.stratum.proxy_from.is_empty()),
     ("chain.coin", "a coin other than \"bitcoin\"", |c| c.chain.coin == "bitcoin"),
     ("chain.zmq", "zmq", |c| c.chain.zmq.is_empty()),
-    ("log.when_full", "when_full = \"rollup\"", |c| c.log.when_full == WhenFull::Refuse),
     ("clickhouse.ca_file", "ca_file", |c| c.clickhouse.ca_file.is_none()),
 ];
 
@@ -2180,7 +2179,6 @@ mod tests {
             ("[stratum]\nproxy_from = [\"10.0.0.0/8\"]", "stratum.proxy_from"),
             ("[chain]\ncoin = \"litecoin\"", "chain.coin"),
             ("[chain]\nzmq = [\"tcp://127.0.0.1:28332\"]", "chain.zmq"),
-            ("[log]\nwhen_full = \"rollup\"", "log.when_full"),
             ("[clickhouse]\nca_file = \"a.pem\"", "clickhouse.ca_file"),
         ] {
             let payout = [("OTEDAMA_CHAIN__PAYOUT_ADDRESS", "bc1qar0srrr7xfkvy5l643lydnw9re59gtzzwf5mdq")];

@@ -203,6 +203,12 @@ impl PoolStats {
             ),
             gauge("chain_block_handed_most_seconds", "The same, the largest since the start", chain.handed_us_most as f64 / 1e6),
             gauge("log_full_state", "1 while the disk or max_bytes is full", f64::from(u8::from(log.log_full.load(Ordering::Relaxed)))),
+            gauge(
+                "log_rollup_state",
+                "1 while sums are kept instead of rows because room is short (when_full = rollup)",
+                f64::from(u8::from(log.rolled_up.load(Ordering::Relaxed))),
+            ),
+            counter("log_share_rolled_up", "Shares that stand in sums because room was short", load(&log.shares_rolled_up)),
             gauge("log_journal_spare_count", "Journal files ready for use", load(&log.journal_spares) as f64),
             gauge("log_row_at_risk_count", "Rows acknowledged that a power cut now could take", at_risk_rows),
             gauge("log_row_at_risk_ms", "Milliseconds since the oldest such row that the sealer has read came in", at_risk_ms),
@@ -365,6 +371,9 @@ impl StatsSource for PoolStats {
         let log_writable = !log_full && troubles.is_empty();
         if log_full && troubles.is_empty() {
             degraded.push("log: max_bytes is reached and nothing may be deleted yet".to_owned());
+        }
+        if self.log_counters.rolled_up.load(Ordering::Relaxed) {
+            degraded.push("log: max_bytes is near or the disk was full, so sums by worker and second are kept instead of rows".to_owned());
         }
         degraded.extend(troubles.into_iter().map(|trouble| format!("log: {trouble}")));
         Health { fresh_template: chain.fresh, log_writable, draining: self.draining.load(Ordering::Relaxed), degraded }

@@ -46,7 +46,7 @@ pub struct LogSettings {
     pub has_cursor: bool,
     /// What the rows of new segments keep. Segments of other layouts stay as they are.
     pub layout: Layout,
-    /// At `max_bytes` segments keep sums (`Layout::Rollup`) until there is room again.
+    /// In the last eighth of `max_bytes`, and for a minute after the disk was full, new segments keep sums (`Layout::Rollup`); then rows again.
     pub rolls_up_when_full: bool,
 }
 
@@ -67,6 +67,10 @@ pub struct LogCounters {
     pub bytes: AtomicU64,
     /// The disk or `max_bytes` is full: the journal gets no more files until space returns.
     pub log_full: AtomicBool,
+    /// Room is short and `rolls_up_when_full` is set: new segments keep sums instead of rows.
+    pub rolled_up: AtomicBool,
+    /// Shares of segments that were rolled up for want of room.
+    pub shares_rolled_up: AtomicU64,
     /// Journal files ready for use.
     pub journal_spares: AtomicU64,
     /// Journal files set aside because a part of them was damaged.

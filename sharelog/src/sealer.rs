@@ -40,6 +40,10 @@ const SEAL_LATER_PER_WAITING_US: u64 = 100_000;
 const SEAL_LATER_US: u64 = 10_000_000;
 /// So many waiting are no delay yet.
 const WAITING_FEW: u64 = 10;
+/// `when_full = "rollup"`: so great a part of `max_bytes`, its last, takes sums alone.
+const SUMS_PART: u64 = 8;
+/// So long after a disk was full rows are not tried again: sums stay.
+const SUMS_AFTER_FULL_US: u64 = 60_000_000;
 /// Pause before a full disk is tried again.
 const FULL_RETRY_US: u64 = 250_000;
 
@@ -127,6 +131,8 @@ pub struct Sealer<S: Storage = Disk> {
     sealed_bytes: u64,
     retention_us: u64,
     full_since_us: Option<u64>,
+    /// When the disk was found full, last.
+    last_full_us: Option<u64>,
     over_max: bool,
     on_block_row: Option<BlockRowAction>,
     _lock: Arc<File>,
@@ -179,6 +185,7 @@ impl<S: Storage> Sealer<S> {
             sealed_bytes: 0,
             retention_us: 0,
             full_since_us: None,
+            last_full_us: None,
             over_max: false,
             on_block_row: None,
             _lock: parts.lock,
@@ -208,6 +215,7 @@ impl<S: Storage> Sealer<S> {
             && error.is_disk_full()
         {
             self.full_since_us = Some(now_us);
+            self.last_full_us = Some(now_us);
             self.counters.log_full.store(true, Relaxed);
             self.counters.trouble(Trouble::Sealing, Some(error));
             // Retention may free what is needed.
@@ -558,6 +566,12 @@ impl<S: Storage> Sealer<S> {
     /// Seals the open segment; the fsync order is the proof: dimensions, block, meta, rename of the meta, rename of the block (the commit point), folder.
     fn seal(&mut self, now_us: u64) -> Result<(), LogError> {
         let seg = (u64::from(self.epoch) << 32) | u64::from(self.next_sequence);
+        if self.settings.rolls_up_when_full {
+            self.load_sealed()?;
+            if self.columns.layout != Layout::Rollup && self.is_short_of_room(self.columns.block_bytes(), now_us) {
+                self.columns.roll_up();
+            }
+        }
         let result = self.write_segment(seg);
         if result.is_err() {
             // Whatever stands there is written anew, into new files: after a failed fsync the old pages prove nothing.
@@ -568,6 +582,11 @@ impl<S: Storage> Sealer<S> {
         }
         let (meta, meta_bytes) = result?;
         self.next_sequence += 1;
+        if self.settings.layout != Layout::Rollup {
+            let is_rolled_up = meta.layout == Layout::Rollup;
+            self.counters.rolled_up.store(is_rolled_up, Relaxed);
+            self.counters.shares_rolled_up.fetch_add(if is_rolled_up { meta.shares() } else { 0 }, Relaxed);
+        }
         self.covered = meta.journal_end();
         self.columns.clear();
         self.must_seal = false;
@@ -617,6 +636,13 @@ impl<S: Storage> Sealer<S> {
         self.storage.sync_folder(dir).map_err(LogError::io("fsync", dir))?;
         pass("seal.folder_synced");
         Ok((meta, text.len() as u64))
+    }
+
+    /// `when_full = "rollup"`: whether a segment of so many bytes more would use room that is for sums, or the disk was full a moment ago.
+    fn is_short_of_room(&self, more_bytes: u64, now_us: u64) -> bool {
+        let for_rows = self.settings.max_bytes - self.settings.max_bytes / SUMS_PART;
+        let was_full = self.last_full_us.is_some_and(|full_us| now_us.saturating_sub(full_us) < SUMS_AFTER_FULL_US);
+        was_full || self.bytes() + more_bytes > for_rows
     }
 
     /// Frees journal files whose rows are all sealed: back to the journal under a new number, or removed.
@@ -728,6 +754,9 @@ impl<S: Storage> Sealer<S> {
             self.counters.segments_deleted.fetch_add(1, Relaxed);
         }
         self.over_max = self.bytes() > self.settings.max_bytes;
+        if self.settings.rolls_up_when_full && !self.is_short_of_room(0, now_us) {
+            self.counters.rolled_up.store(false, Relaxed);
+        }
         self.counters.log_full.store(self.over_max || self.full_since_us.is_some(), Relaxed);
         self.counters.bytes.store(self.bytes(), Relaxed);
         if self.settings.has_cursor {

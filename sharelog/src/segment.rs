@@ -351,6 +351,41 @@ impl Columns {
         self.push(&LoggedRow { session: 0, job: 0, nonce: 0, ntime: 0, version: 0, extranonce2: 0, ..*row });
     }
 
+    /// Makes of rows that were gathered in another layout what layout `rollup` makes of them.
+    pub(crate) fn roll_up(&mut self) {
+        self.take_pending();
+        let mut old = std::mem::take(self);
+        self.layout = Layout::Rollup;
+        self.run_prefix = old.run_prefix;
+        self.first_us = old.first_us;
+        self.by_status = old.by_status;
+        (self.work_sum, self.work_credited) = (old.work_sum, old.work_credited);
+        self.ranges = std::mem::take(&mut old.ranges);
+        self.staging = std::mem::take(&mut old.staging);
+        for at in 0..old.rows() {
+            let u64_of = |column: &[u64]| column.get(at).copied().unwrap_or_default();
+            let u32_of = |column: &[u32]| column.get(at).copied().unwrap_or_default();
+            let u8_of = |column: &[u8]| column.get(at).copied().unwrap_or_default();
+            self.sum_up(&LoggedRow {
+                arrival_us: u64::from(u32_of(&old.time)) * 1_000_000 + u64::from(u32_of(&old.us)),
+                session: u64_of(&old.session),
+                worker: u64_of(&old.worker),
+                job: u64_of(&old.job),
+                coin: u8_of(&old.coin),
+                status: u8_of(&old.status),
+                flags: u8_of(&old.flags),
+                work: u64_of(&old.work),
+                share_difficulty: old.share_difficulty.get(at).copied().unwrap_or_default(),
+                nonce: u32_of(&old.nonce),
+                ntime: u32_of(&old.ntime),
+                version: u32_of(&old.version),
+                extranonce2: u64_of(&old.extranonce2),
+                latency_us: u32_of(&old.latency_us),
+                ..LoggedRow::default()
+            });
+        }
+    }
+
     /// Adds a share to the sum in row `at`; None, and nothing changed, where its work would pass 64 bits: another row goes on then.
     fn add_to(&mut self, at: usize, row: &LoggedRow) -> Option<()> {
         let work = self.work.get_mut(at)?;

@@ -2,11 +2,15 @@
 mod support;
 use otedama_primitives::{Hash256, ShareRow, ShareStatus, flags};
 use otedama_sharelog::scan::{Filter, rows};
-use otedama_sharelog::store::SegmentStore;
-use otedama_sharelog::{Layout, LogSettings, LoggedRow, ShareLog, inspect, shares, verify::verify};
+use otedama_sharelog::store::{Cursor, CursorPosition, SegmentStore};
+use otedama_sharelog::{Disk, Layout, LogSettings, LoggedRow, ShareLog, Storage, inspect, shares, verify::verify};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
 use support::*;
 
 fn hash(nonce: u32) -> Hash256 {
@@ -287,4 +291,168 @@ proptest! {
         let about_sums: Vec<_> = problems.iter().filter(|text| !text.contains("which no record resolves") && !text.contains("is accepted")).collect();
         prop_assert!(about_sums.is_empty(), "{:?}", about_sums);
     }
+}
+
+/// Rows of ten workers, a thousand a second: ten sums of a hundred shares.
+fn busy(index: u32) -> ShareRow {
+    ShareRow { worker: WORKER, work: 3, status: 0, flags: 0, arrival_us: NOON_US + u64::from(index) * 1000, ..row(index) }
+}
+
+fn folder_bytes(dir: &Path) -> u64 {
+    let entries = std::fs::read_dir(dir).expect("list");
+    entries.map(|entry| entry.expect("entry").metadata().map_or(0, |metadata| metadata.len())).sum()
+}
+
+/// Appends and seals until the log is full or `rows` rows are in; gives how many are.
+fn fill(settings: &LogSettings, rows: u32) -> (u32, bool) {
+    let (mut journal, mut sealer, registry, counters) = ShareLog::open(settings.clone()).expect("open");
+    begin(settings, &registry, &mut journal);
+    let (mut next, mut now_us, mut was_rolled_up) = (0, NOON_US, false);
+    while next < rows && journal.room_cells() > 512 {
+        journal.append(&[], &(next..next + 500).map(busy).collect::<Vec<_>>()).expect("room");
+        next += 500;
+        now_us += 2_000_000;
+        settle(&mut sealer, now_us);
+        was_rolled_up |= counters.rolled_up.load(Relaxed);
+        assert!(folder_bytes(&settings.dir) <= settings.max_bytes + (1 << 19), "max_bytes holds, but for the files under way");
+    }
+    drop(journal);
+    sealer.drain(now_us).expect("drain");
+    (next, was_rolled_up)
+}
+
+#[test]
+fn a_full_log_goes_on_with_sums_and_loses_no_share() {
+    let settings_in = |dir: &Path, rolls_up_when_full| LogSettings {
+        max_bytes: 4 << 20,
+        has_cursor: true,
+        rolls_up_when_full,
+        ..settings_of(dir, 1, Layout::Replayable)
+    };
+    let refusing = tempfile::tempdir().expect("folder");
+    Cursor::open(refusing.path(), "shipper").expect("cursor");
+    let (held, was_rolled_up) = fill(&settings_in(refusing.path(), false), 200_000);
+    assert!(held < 60_000 && !was_rolled_up, "without sums the log is full after {held} rows");
+
+    let folder = tempfile::tempdir().expect("folder");
+    let cursor = Cursor::open(folder.path(), "shipper").expect("cursor");
+    let settings = settings_in(folder.path(), true);
+    let (held, was_rolled_up) = fill(&settings, 200_000);
+    assert!(was_rolled_up && held == 200_000, "it goes on: {held}");
+    let report = verify(folder.path(), None).expect("verify");
+    assert_eq!((report.problems, report.by_status[0]), (vec![], 200_000));
+    assert_eq!(sums_of(read(folder.path()).into_iter()), sums_of((0..200_000).map(|index| plain(&busy(index)))));
+    let layouts: Vec<_> =
+        SegmentStore::open(folder.path()).expect("store").segments().expect("segments").iter().map(|meta| meta.layout).collect();
+    let rows_first = layouts.iter().take_while(|layout| **layout == Layout::Replayable).count();
+    assert!(rows_first > 10 && layouts[rows_first..].iter().all(|layout| *layout == Layout::Rollup), "{layouts:?}");
+
+    // The follower comes back: what it has passed goes, and rows are kept again.
+    cursor.store(CursorPosition { segment: 1_000_000, dimensions: 0 }).expect("store");
+    let (mut journal, mut sealer, _, counters) =
+        ShareLog::open(LogSettings { run: otedama_primitives::RunId::new(3, 2), ..settings }).expect("reopen");
+    let mut now_us = NOON_US + 3_600_000_000;
+    settle(&mut sealer, now_us);
+    now_us += 2_000_000;
+    settle(&mut sealer, now_us);
+    assert!(!counters.rolled_up.load(Relaxed) && !counters.log_full.load(Relaxed));
+    journal.append(&[session(1), worker(WORKER, "alice.rig1")], &[busy(3_700_000)]).expect("room");
+    drop(journal);
+    sealer.drain(now_us).expect("drain");
+    let newest = SegmentStore::open(folder.path()).expect("store").segments().expect("segments").pop().expect("sealed");
+    assert_eq!((newest.layout, newest.rows), (Layout::Replayable, 1));
+}
+
+/// A disk with so many bytes left.
+#[derive(Clone)]
+struct SmallDisk(Arc<AtomicI64>);
+
+impl SmallDisk {
+    fn take(&self, file: &File, end: u64) -> io::Result<()> {
+        let more = end.saturating_sub(file.metadata()?.len()) as i64;
+        if self.0.load(Relaxed) < more {
+            return Err(io::Error::from_raw_os_error(28));
+        }
+        self.0.fetch_sub(more, Relaxed);
+        Ok(())
+    }
+
+    fn give_back(&self, path: &Path) {
+        self.0.fetch_add(std::fs::metadata(path).map_or(0, |metadata| metadata.len()) as i64, Relaxed);
+    }
+}
+
+impl Storage for SmallDisk {
+    fn create(&self, path: &Path) -> io::Result<File> {
+        self.give_back(path);
+        Disk.create(path)
+    }
+
+    fn fallocate(&self, file: &File, bytes: u64) -> io::Result<()> {
+        self.take(file, bytes)?;
+        Disk.fallocate(file, bytes)
+    }
+
+    fn write_at(&self, file: &File, offset: u64, bytes: &[u8]) -> io::Result<usize> {
+        self.take(file, offset + bytes.len() as u64)?;
+        Disk.write_at(file, offset, bytes)
+    }
+
+    fn fsync(&self, file: &File) -> io::Result<()> {
+        Disk.fsync(file)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.give_back(to);
+        Disk.rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        self.give_back(path);
+        Disk.remove(path)
+    }
+
+    fn sync_folder(&self, folder: &Path) -> io::Result<()> {
+        Disk.sync_folder(folder)
+    }
+}
+
+#[test]
+fn a_full_disk_takes_sums_where_it_has_no_room_for_rows() {
+    let folder = tempfile::tempdir().expect("folder");
+    let settings = LogSettings { rolls_up_when_full: true, ..settings_of(folder.path(), 1, Layout::Full) };
+    let disk = SmallDisk(Arc::new(AtomicI64::new(2 << 20)));
+    let (mut journal, mut sealer, registry, counters) = ShareLog::open_with(settings.clone(), disk.clone()).expect("open");
+    begin(&settings, &registry, &mut journal);
+    let (mut next, mut now_us) = (0, NOON_US);
+    let mut step = |journal: &mut otedama_sharelog::Journal, sealer: &mut otedama_sharelog::Sealer<SmallDisk>, rows: u32| {
+        for _ in 0..rows / 250 {
+            if journal.room_cells() > 512 {
+                let batch: Vec<_> = (next..next + 250).map(busy).collect();
+                journal.append_hashed(&[], &batch, &batch.iter().map(|row| hash(row.nonce)).collect::<Vec<_>>()).expect("room");
+                next += 250;
+            }
+            now_us += 300_000;
+            for _ in 0..5 {
+                sealer.step(now_us).expect("a full disk is no error");
+            }
+        }
+        next
+    };
+    let held = step(&mut journal, &mut sealer, 100_000);
+    assert!(held > 50_000, "117 bytes of each would have filled 2 MiB after 18,000: {held}");
+    assert!(counters.rolled_up.load(Relaxed) && counters.shares_rolled_up.load(Relaxed) > 30_000);
+    disk.0.store(1 << 30, Relaxed);
+    let held = {
+        // A minute and more of rows: then the disk is tried with rows again.
+        step(&mut journal, &mut sealer, 60_000);
+        assert!(!counters.rolled_up.load(Relaxed) && !counters.log_full.load(Relaxed), "rows again");
+        step(&mut journal, &mut sealer, 2000)
+    };
+    drop(journal);
+    sealer.drain(NOON_US + 1_000_000_000).expect("drain");
+    let report = verify(folder.path(), None).expect("verify");
+    assert_eq!((report.problems, report.by_status[0]), (vec![], u64::from(held)));
+    let newest = SegmentStore::open(folder.path()).expect("store").segments().expect("segments").pop().expect("sealed");
+    assert_eq!(newest.layout, Layout::Full);
 }
