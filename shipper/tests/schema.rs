@@ -73,6 +73,8 @@ async fn every_older_version_becomes_todays(place: Place) {
             place.drop_database(database).await;
         }
         let script = std::fs::read_to_string(committed(version, place.flavour)).expect("the schema of that version");
+        // A TTL is for new installations, whose rows are not of a date of their own.
+        let script = script.replace("\nTTL time + toIntervalDay(90)", "").replace(", ttl_only_drop_parts = 1", "");
         for statement in
             script.replace("`otedama`", &format!("`{old}`")).split(";\n").map(str::trim).filter(|statement| !statement.is_empty())
         {

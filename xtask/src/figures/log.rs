@@ -1,4 +1,4 @@
-//! The topic `log`: what a row costs in the share log, how long a gigabyte of it keeps a start from listening, and what tier `disk` adds to an answer.
+//! The topic `log`: what a row costs in the share log, what a share takes on disk in each layout, how long a gigabyte of it keeps a start from listening, and what tier `disk` adds to an answer.
 use super::suites::{gather, joined, lines_of};
 use super::{Bench, Series};
 use crate::Failure;
@@ -15,6 +15,7 @@ impl Bench<'_> {
         for run in 0..self.request.runs {
             let mut lines = lines_of(&self.examples.join("rates"), &[])?;
             lines.push_str(&lines_of(&self.examples.join("recovery"), &[])?);
+            lines.push_str(&lines_of(&self.examples.join("bytes"), &[])?);
             gather(&mut gathered, run, &lines)?;
             println!("run {run}: {} figures", gathered.len());
         }
