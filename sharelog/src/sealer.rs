@@ -614,7 +614,8 @@ impl<S: Storage> Sealer<S> {
         let native_tmp = dir.join(format!("{}.native.tmp", segment_name(seg)));
         let meta_tmp = dir.join(format!("{}.meta.tmp", segment_name(seg)));
 
-        let is_large = self.columns.block_bytes() >= DIRECT_FROM_BYTES;
+        // A follower reads a segment as soon as it is there: from the disk that would cost more than the page cache does.
+        let is_large = !self.settings.has_cursor && self.columns.block_bytes() >= DIRECT_FROM_BYTES;
         let created =
             if is_large { self.storage.create_direct(&native_tmp) } else { self.storage.create(&native_tmp).map(|file| (file, false)) };
         let (file, is_direct) = created.map_err(LogError::io("create", &native_tmp))?;

@@ -2,7 +2,7 @@
 //!
 //! Sealing is the largest stream of fresh pages that a pool makes: 45 MB per segment. Through the page cache each page is found, filled, tracked and written back by the
 //! kernel, which cost more than everything else about a segment together, and pushes what other programs use out of memory. The same bytes out of one reused
-//! buffer cost a tenth (docs/decisions.md has the figures). Small segments stay in the page cache: their followers read them at once.
+//! buffer cost less than half (docs/decisions.md has the figures). What is read at once stays in the page cache: small segments, and all of them where a follower waits.
 use crate::content_hash::ContentHash;
 use crate::error::LogError;
 use crate::storage::Storage;
@@ -10,7 +10,7 @@ use bytemuck::{Pod, Zeroable};
 use std::fs::File;
 use std::path::Path;
 
-/// Segments from here on are written past the page cache.
+/// Segments from here on are written past the page cache, where nobody follows the log.
 pub const DIRECT_FROM_BYTES: u64 = 4 << 20;
 /// Addresses, lengths and offsets of direct writes are multiples of this: the largest logical block of disks.
 const ALIGN: usize = 4096;
