@@ -6,6 +6,7 @@ mod check;
 mod config;
 mod demo;
 mod jobs;
+mod log_export;
 mod log_replay;
 mod sql;
 mod stats;
@@ -225,6 +226,8 @@ enum LogCommand {
     },
     /// Judges every share again that can be, from the log alone, and names the first row that comes out otherwise.
     Replay(log_replay::ReplayArgs),
+    /// Writes rows as Parquet or CSV for other tools.
+    Export(log_export::ExportArgs),
 }
 
 #[derive(Subcommand, Debug)]
@@ -345,6 +348,7 @@ fn run(command: Commands, started: Instant) -> Result<u8, Failure> {
         }
         Commands::Log(LogCommand::Verify { log, ledger, json }) => verify(&dir_of(&log)?, ledger.as_deref(), json),
         Commands::Log(LogCommand::Replay(args)) => log_replay::run(&args),
+        Commands::Log(LogCommand::Export(args)) => log_export::run(&args),
         Commands::Reconcile { config, repair: true, yes, json } => repair(&load(&config)?, yes, json),
         Commands::Reconcile { config, json, .. } => reconcile(&load(&config)?, json),
         Commands::Tune { action, state, root, config, json } => tune(&action, &state, root, &load(&config)?, json),

@@ -11,7 +11,7 @@ type Graph = BTreeMap<String, BTreeSet<String>>;
 
 /// Who may import whom: pipeline and the control plane (chain, shipper, tuning) never see each other and meet in the root package, and loadgen is the outside
 /// world: were it to share the pool's code beyond hashing and the wire, it could not catch the pool's mistakes.
-const RULES: [(&str, &[&str]); 14] = [
+const RULES: [(&str, &[&str]); 15] = [
     // Empty in a release build; anybody may have a place at which tests stop it.
     ("otedama-killpoint", &[]),
     ("otedama-primitives", &[]),
@@ -20,6 +20,7 @@ const RULES: [(&str, &[&str]); 14] = [
     ("otedama-sharelog", &["otedama-killpoint", "otedama-primitives"]),
     // Reads the log with the kernels, which the log itself has no need of.
     ("otedama-replay", &["otedama-primitives", "otedama-kernels", "otedama-sharelog"]),
+    ("otedama-export", &["otedama-primitives", "otedama-sharelog"]),
     ("otedama-pipeline", &["otedama-killpoint", "otedama-primitives", "otedama-kernels", "otedama-stratum", "otedama-sharelog"]),
     ("otedama-chain", &["otedama-primitives", "otedama-kernels"]),
     ("otedama-shipper", &["otedama-primitives", "otedama-sharelog"]),
@@ -37,6 +38,7 @@ const RULES: [(&str, &[&str]); 14] = [
             "otedama-stratum",
             "otedama-sharelog",
             "otedama-replay",
+            "otedama-export",
             "otedama-pipeline",
             "otedama-chain",
             "otedama-shipper",

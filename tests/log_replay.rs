@@ -76,9 +76,9 @@ fn two_nets_over_two_lanes_come_out_again() {
 #[test]
 fn retargets_with_their_grace_come_out_again() {
     let _turn = alone();
-    let site = Site::new(Config { refresh_s: 1, difficulty: 2.4e-10, ..Config::default() });
+    let site = Site::new(Config { refresh_s: 1, ..Config::default() });
     let learning =
-        [("OTEDAMA_VARDIFF__ENABLED", "true"), ("OTEDAMA_VARDIFF__TARGET_SHARES_PER_MINUTE", "6000"), ("OTEDAMA_VARDIFF__MIN", "2.4e-10")];
+        [("OTEDAMA_VARDIFF__ENABLED", "true"), ("OTEDAMA_VARDIFF__TARGET_SHARES_PER_MINUTE", "6000"), ("OTEDAMA_VARDIFF__MIN", "1e-9")];
     let server = site.spawn_with(&learning).listening().expect("it listens");
     load(server.stratum, Amount::Seconds(size(8, 60)), 8, 8, bad_and_repeated(), LedgerSink::None);
     let (_, page) = server.get("/metrics");
@@ -118,4 +118,43 @@ fn a_log_of_killed_servers_comes_out_again_and_so_does_one_in_use() {
     let all = report["rows"].as_u64().expect("rows");
     let (code, half) = replay(&site.log(), &["--until", "1s"]);
     assert!(code == 0 && half["rows"].as_u64().is_some_and(|rows| rows <= all), "{half:#}");
+}
+
+#[test]
+fn the_command_line_exports_what_it_says_or_tells_what_is_wrong() {
+    let _turn = alone();
+    let site = Site::new(Config::default());
+    let server = site.serve();
+    load(server.stratum, Amount::Submits(5_000), 8, 8, bad_and_repeated(), LedgerSink::None);
+    let (dir, file) = (site.log(), site.path("shares.csv"));
+    let (dir, file) = (dir.to_str().expect("UTF-8"), file.to_str().expect("UTF-8"));
+    // In use: the log is read without its lock.
+    let export = |more: &[&str]| {
+        let output = otedama(&[&["log", "export", "--dir", dir], more].concat());
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code().expect("export ends by itself"), text(&output.stdout), text(&output.stderr))
+    };
+    assert!(eventually(|| server.stats()["shares"]["logged"] == 5_000));
+    let (code, said, _) = export(&["--out", file]);
+    let csv = std::fs::read_to_string(file).expect("it is there");
+    assert_eq!((code, csv.lines().count()), (0, 5_001));
+    assert_eq!(said, format!("rows 5000, bytes {}, {file}\n", csv.len()));
+    let (code, piped, said) = export(&["--format", "csv", "--out", "-"]);
+    assert_eq!((code, piped.lines().count(), said.as_str()), (0, 5_001, "rows 5000\n"));
+    let (code, named, _) = export(&["--format", "csv", "--out", "-", "--columns", "worker_name,work"]);
+    let workers: std::collections::BTreeSet<_> = named.lines().skip(1).filter_map(|line| line.split(',').next()).collect();
+    assert!(code == 0 && workers.iter().filter(|name| name.contains('.')).count() > 1, "{workers:?}");
+    let (code, nothing, _) = export(&["--format", "csv", "--out", "-", "--since", "2000-01-01", "--until", "2000-01-02"]);
+    assert_eq!((code, nothing.lines().count()), (0, 1));
+    for (wrong, word) in [
+        (&["--out", "shares.xls"][..], "--format"),
+        (&["--out", file, "--columns", "wrok"], "work"),
+        (&["--out", file, "--since", "yesterday"], "2026-11-20"),
+    ] {
+        let (code, _, said) = export(wrong);
+        assert!(code == 2 && said.contains(word), "{wrong:?}: {said}");
+    }
+    let (code, _, said) = export(&["--out", "/nowhere/at/all.csv"]);
+    assert!(code == 3 && said.contains("/nowhere/at"), "{said}");
+    server.stop();
 }

@@ -46,9 +46,11 @@ struct Found {
     /// As hashed.
     version: u32,
     share_difficulty: f32,
+    /// The row has a hash, and it is another one.
+    other_hash: bool,
 }
 
-const NOT_YET: Found = Found { alone: Alone::Passed, shard: 0, extranonce1: 0, version: 0, share_difficulty: 0.0 };
+const NOT_YET: Found = Found { alone: Alone::Passed, shard: 0, extranonce1: 0, version: 0, share_difficulty: 0.0, other_hash: false };
 
 /// Judges a portion with `parts` threads; `shards` keep the accepted shares from portion to portion.
 pub(crate) fn portion(portion: &Portion<'_>, facts: &Facts, parts: usize, shards: &mut [Shard], report: &mut Report) {
@@ -230,6 +232,9 @@ impl<'a> Hasher<'a> {
         for (lane, &index) in bucket.rows[..bucket.count].iter().enumerate() {
             let Some(found) = found.get_mut(index as usize) else { continue };
             found.share_difficulty = self.judged.difficulty_of(lane);
+            // Layout `full`. Zeros: nothing was hashed, or a run of another layout journaled the row.
+            let recorded = rows.get(index as usize).map_or(Hash256::default(), |row| row.hash);
+            found.other_hash = recorded != Hash256::default() && recorded != self.judged.hash_of(lane);
             found.alone = Alone::Hashed { met: self.judged.share_mask >> lane & 1 == 1, block: self.judged.network_mask >> lane & 1 == 1 };
         }
         bucket.count = 0;
@@ -334,7 +339,10 @@ fn differences(row: &LoggedRow, found: &Found, verdict: Option<ShareStatus>, blo
     let has_flag = row.flags & flags::BLOCK != 0;
     let wants_flag = block && verdict == ShareStatus::Accepted;
     let work_fits = job.is_none_or(|job| (1..=job.network_work).contains(&row.work));
-    bit(Kind::ShareDifficulty, !difficulty_fits) | bit(Kind::BlockFlag, has_flag != wants_flag) | bit(Kind::Work, !work_fits)
+    bit(Kind::ShareDifficulty, !difficulty_fits)
+        | bit(Kind::Hash, found.other_hash)
+        | bit(Kind::BlockFlag, has_flag != wants_flag)
+        | bit(Kind::Work, !work_fits)
 }
 
 /// The first difference of a shard in full.

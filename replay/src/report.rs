@@ -15,6 +15,8 @@ pub enum Kind {
     BlockFlag,
     /// The difficulty of the hash.
     ShareDifficulty,
+    /// The hash itself, in layout `full`.
+    Hash,
     /// The work: 0, or more than the network's.
     Work,
     /// No record says what the row's session or job is.
@@ -23,7 +25,7 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 5] = [Self::Status, Self::BlockFlag, Self::ShareDifficulty, Self::Work, Self::Unresolved];
+    pub const ALL: [Self; 6] = [Self::Status, Self::BlockFlag, Self::ShareDifficulty, Self::Hash, Self::Work, Self::Unresolved];
 
     /// Name in JSON.
     pub const fn label(self) -> &'static str {
@@ -31,6 +33,7 @@ impl Kind {
             Self::Status => "status",
             Self::BlockFlag => "block_flag",
             Self::ShareDifficulty => "share_difficulty",
+            Self::Hash => "hash",
             Self::Work => "work",
             Self::Unresolved => "unresolved",
         }

@@ -7,7 +7,7 @@ use otedama_primitives::{ShareStatus, flags};
 use otedama_replay::{Kind, Order, Report, Unjudged, replay};
 use otedama_sharelog::scan::{self, Filter};
 use otedama_sharelog::store::SegmentStore;
-use otedama_sharelog::{COLUMNS, LoggedRow, SegmentMeta};
+use otedama_sharelog::{COLUMNS, Layout, LoggedRow, SegmentMeta};
 use std::collections::HashMap;
 use std::path::Path;
 
@@ -116,9 +116,11 @@ fn place_of(bytes: &[u8], column: &str, row: usize) -> std::ops::Range<usize> {
             }
         }
     };
-    let _columns = varint(&mut at);
+    let columns = varint(&mut at);
     let rows = varint(&mut at);
-    for (name, _, width) in COLUMNS {
+    let layout = if columns == Layout::Full.columns().len() { Layout::Full } else { Layout::Replayable };
+    for &index in layout.columns() {
+        let (name, _, width) = COLUMNS[index];
         for _ in 0..2 {
             let length = varint(&mut at);
             at += length;
@@ -243,6 +245,43 @@ fn one_changed_field_of_one_row_is_found_and_named() {
             assert_eq!((report.rows_different, report.problems.len()), (1, 0), "{told}");
             let place = rows.iter().position(|other| (other.seg, other.seq) == (row.seg, row.seq));
             assert_eq!(place, Some(first.row as usize), "{told}");
+        }
+    }
+}
+
+#[test]
+fn hashes_of_layout_full_are_held_against_those_of_the_replay() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let plan = Plan { layout: Layout::Full, odd_of_a_million: 100_000, ..Plan::new(folder.path(), 3000) };
+    make(&plan).expect("written");
+    let report = run(&order(folder.path()));
+    assert!(report.is_identical(), "{}", report.to_text());
+    let mut rows = scan::rows(folder.path(), Filter::default()).expect("scan").map(|row| row.expect("a sound log"));
+    let row = rows.find(|row| row.status == ShareStatus::LowDifficulty as u8).expect("some are low");
+    let mut hash = row.hash.0;
+    hash.reverse();
+    hash[31] ^= 1;
+    forge(folder.path(), &row, "hash", &hash);
+    let report = run(&order(folder.path()));
+    let first = report.first.as_ref().expect("a difference");
+    assert_eq!((first.kind, first.seq, report.rows_different), (Kind::Hash, row.seq, 1), "{}", report.to_text());
+}
+
+#[test]
+fn rows_that_keep_less_are_counted_and_what_they_leave_is_judged() {
+    for layout in [Layout::Lean, Layout::Rollup] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let plan = Plan { layout, odd_of_a_million: 100_000, ends_killed: true, ..Plan::new(folder.path(), 6000) };
+        let made = make(&plan).expect("written");
+        let report = run(&Order { threads: 2, ..order(folder.path()) });
+        assert!(report.is_identical(), "{layout:?}: {}", report.to_text());
+        let kept = report.judged_by_status;
+        // What no segment has is whole in the journal; of sums, refusals and candidates are, too.
+        assert!(reason(&report, Unjudged::NotKept) > 0 && kept[ShareStatus::Accepted as usize] > 0, "{layout:?}: {}", report.to_text());
+        assert!(kept[ShareStatus::Accepted as usize] < made.by_status[ShareStatus::Accepted as usize]);
+        if layout == Layout::Rollup {
+            assert_eq!(kept[ShareStatus::BadTime as usize], made.by_status[ShareStatus::BadTime as usize]);
+            assert_eq!(report.block_candidates, made.blocks);
         }
     }
 }

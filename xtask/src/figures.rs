@@ -1,6 +1,7 @@
 //! `cargo xtask figures <topic>`: measures the release binaries on this machine and writes docs/figures/<topic>.json.
 //!
 //! Two servers that are compared run in turn, never one after the other's whole series: clock speed drifts, and a ratio inside of one pair does not.
+mod day;
 mod drivers;
 mod log;
 mod network;
@@ -30,6 +31,7 @@ enum Topic {
     Network,
     Ship,
     Scan,
+    Day,
 }
 
 /// A topic with its sizes.
@@ -41,7 +43,7 @@ pub struct Request {
     build: bool,
     /// Of the topic `network`: what is measured, in this order.
     parts: Vec<network::Part>,
-    /// Of the topic `scan`: rows of the log.
+    /// Of the topics `scan` and `day`: rows of the log.
     rows: u32,
 }
 
@@ -61,9 +63,11 @@ impl Request {
             "network" => (Topic::Network, 5, 5),
             "ship" => (Topic::Ship, 3, 60),
             "scan" => (Topic::Scan, 5, 0),
+            "day" => (Topic::Day, 1, 0),
             other => return Err(Failure::Usage(format!("there is no topic {other}"))),
         };
-        let mut request = Self { topic, runs, seconds, build: true, parts: Vec::new(), rows: SCAN_ROWS };
+        let rows = if topic == Topic::Day { DAY_ROWS } else { SCAN_ROWS };
+        let mut request = Self { topic, runs, seconds, build: true, parts: Vec::new(), rows };
         let mut words = words.iter();
         while let Some(word) = words.next() {
             let mut number = || words.next().and_then(|value| value.parse::<u32>().ok()).filter(|value| (1..=1000).contains(value));
@@ -71,7 +75,7 @@ impl Request {
                 "--runs" => request.runs = number().ok_or_else(|| Failure::Usage("--runs wants 1 to 1000".to_owned()))? as usize,
                 "--seconds" => request.seconds = number().ok_or_else(|| Failure::Usage("--seconds wants 1 to 1000".to_owned()))?,
                 "--no-build" => request.build = false,
-                "--rows" if request.topic == Topic::Scan => {
+                "--rows" if matches!(request.topic, Topic::Scan | Topic::Day) => {
                     let rows = words.next().and_then(|value| value.parse().ok()).filter(|rows| (10_000..=1_000_000_000).contains(rows));
                     request.rows = rows.ok_or_else(|| Failure::Usage("--rows wants 10000 to 1000000000".to_owned()))?;
                 }
@@ -103,6 +107,7 @@ impl Request {
             Topic::Network => "network",
             Topic::Ship => "ship",
             Topic::Scan => "scan",
+            Topic::Day => "day",
         }
     }
 
@@ -120,7 +125,8 @@ impl Request {
             | Topic::Loadgen
             | Topic::Network
             | Topic::Ship
-            | Topic::Scan => &[],
+            | Topic::Scan
+            | Topic::Day => &[],
         }
     }
 
@@ -131,7 +137,9 @@ impl Request {
             // Examples and tests, which cargo builds as it runs them.
             Topic::Sql | Topic::Ship => &[],
             Topic::Scan => &["otedama-sharelog"],
-            Topic::Pipeline | Topic::Memory | Topic::Start | Topic::Drivers | Topic::Log | Topic::Network => &["otedama", "loadgen"],
+            Topic::Pipeline | Topic::Memory | Topic::Start | Topic::Drivers | Topic::Log | Topic::Network | Topic::Day => {
+                &["otedama", "loadgen"]
+            }
             Topic::Loadgen => &["loadgen"],
         }
     }
@@ -141,11 +149,13 @@ impl Request {
         let has_seconds =
             matches!(self.topic, Topic::Pipeline | Topic::Memory | Topic::Drivers | Topic::Log | Topic::Network | Topic::Ship);
         let seconds = if has_seconds { format!(" --seconds {}", self.seconds) } else { String::new() };
-        let rows = if self.topic == Topic::Scan { format!(" --rows {}", self.rows) } else { String::new() };
+        let rows = if matches!(self.topic, Topic::Scan | Topic::Day) { format!(" --rows {}", self.rows) } else { String::new() };
         format!("cargo xtask figures {} --runs {}{seconds}{rows}", self.name(), self.runs)
     }
 }
 
+/// A thousand shares a second.
+const DAY_ROWS: u32 = 86_400_000;
 /// Rows that the recipes run on.
 const SQL_ROWS: u32 = 10_000_000;
 /// Rows that `otedama shares` sums unless told otherwise.
@@ -183,9 +193,13 @@ pub fn run(root: &Path, request: &Request) -> Result<(), Failure> {
         if !status.is_ok_and(|status| status.success()) {
             return Err(Failure::Environment("cargo build --release failed".to_owned()));
         }
-        if matches!(request.topic, Topic::Log | Topic::Scan) {
-            let words = ["build", "--release", "--package", "otedama-sharelog", "--examples"];
-            let status = Command::new("cargo").args(words).current_dir(root).status();
+        let examples: &[&[&str]] = match request.topic {
+            Topic::Log | Topic::Scan => &[&["otedama-sharelog", "--examples"]],
+            Topic::Day => &[&["otedama-replay", "--example", "day"], &["otedama-shipper", "--example", "ship_log"]],
+            _ => &[],
+        };
+        for words in examples {
+            let status = Command::new("cargo").args(["build", "--release", "--package"]).args(*words).current_dir(root).status();
             if !status.is_ok_and(|status| status.success()) {
                 return Err(Failure::Environment("cargo build --release --examples failed".to_owned()));
             }
@@ -215,6 +229,7 @@ pub fn run(root: &Path, request: &Request) -> Result<(), Failure> {
         Topic::Network => bench.network(&path)?,
         Topic::Ship => bench.ship()?,
         Topic::Scan => bench.scan()?,
+        Topic::Day => bench.day()?,
     };
     println!("{}wrote {}", write(&path, figures)?, path.display());
     Ok(())

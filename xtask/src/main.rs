@@ -20,6 +20,7 @@ usage: cargo xtask test [--lane quick|node|clickhouse|engine|faults]... [--long]
        cargo xtask figures pipeline|memory|start|kernels|drivers|parser|sql|loadgen [--runs N] [--seconds N] [--no-build]
        cargo xtask figures network [--part workers|farm|hundred|latency|slowloris|flood|overload]... [--runs N] [--seconds N] [--no-build]
        cargo xtask figures ship|scan [--runs N] [--seconds N] [--rows N] [--no-build]
+       cargo xtask figures day [--rows N] [--runs N] [--no-build]
        cargo xtask figures table [--check]
        cargo xtask engine [--into DIR]
        cargo xtask asm
@@ -36,7 +37,8 @@ asm      compiles the AVX-512 kernels and fails when their loops spill, call or 
 
 examples:
   cargo xtask test --lane quick
-  cargo xtask figures pipeline --runs 5 --seconds 5";
+  cargo xtask figures pipeline --runs 5 --seconds 5
+  cargo xtask figures day --rows 1000000";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

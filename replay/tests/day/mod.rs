@@ -10,8 +10,8 @@ use otedama_primitives::{
     WorkerName, WorkerRecord, flags,
 };
 use otedama_sharelog::{
-    BATCH_DIMENSIONS_MAX, BlockRecord, BlockStatus, Disk, JobRecord, Journal, LogError, LogSettings, Registry, RunRecord, SealStep, Sealer,
-    ShareLog,
+    BATCH_DIMENSIONS_MAX, BlockRecord, BlockStatus, Disk, JobRecord, Journal, Layout, LogError, LogSettings, Registry, RunRecord, SealStep,
+    Sealer, ShareLog,
 };
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
@@ -36,6 +36,7 @@ pub struct Plan {
     pub seed: u64,
     pub segment_rows: u32,
     pub journal_file_bytes: u64,
+    pub layout: Layout,
     /// The pool is killed and started again this many times.
     pub kills: u32,
     /// Whether the pool is killed at the end, too: then the last rows are not sealed.
@@ -54,6 +55,7 @@ impl Plan {
             seed: 1,
             segment_rows: 524_288,
             journal_file_bytes: 32 << 20,
+            layout: Layout::Replayable,
             kills: 0,
             ends_killed: false,
             odd_of_a_million: 14_000,
@@ -139,6 +141,8 @@ struct Pool {
     registry: Option<Arc<Registry>>,
     dimensions: Vec<Dimension>,
     batch: Vec<ShareRow>,
+    /// One per row, zeros where nothing was hashed.
+    hashes: Vec<Hash256>,
     miners: Vec<Miner>,
     live: VecDeque<Live>,
     /// Jobs that have ended in this run: stale shares name them.
@@ -176,6 +180,7 @@ pub fn make(plan: &Plan) -> Result<Made, LogError> {
         registry: None,
         dimensions: Vec::new(),
         batch: Vec::with_capacity(ROWS + BATCH),
+        hashes: Vec::with_capacity(ROWS + BATCH),
         miners: Vec::new(),
         live: VecDeque::new(),
         ended: VecDeque::new(),
@@ -245,7 +250,7 @@ impl Pool {
             keep_ms: 1 << 45,
             keep_shipped_ms: 1 << 45,
             has_cursor: false,
-            layout: otedama_sharelog::Layout::Replayable,
+            layout: self.plan.layout,
             rolls_up_when_full: false,
         };
         let (journal, sealer, registry, _) = ShareLog::open(settings)?;
@@ -312,12 +317,14 @@ impl Pool {
     /// Appends what waits: records in front of the rows that name them.
     fn flush(&mut self) -> Result<(), LogError> {
         let (Some(journal), Some(sealer)) = (self.journal.as_mut(), self.sealer.as_mut()) else { return Ok(()) };
-        while journal.room_cells() < 1200 {
+        while journal.room_cells() < 1600 {
             sealer.step(self.now_us)?;
         }
-        assert!(journal.append(&self.dimensions, &self.batch).is_ok(), "there is room");
+        let hashes = if self.plan.layout == Layout::Full { &self.hashes[..] } else { &[] };
+        assert!(journal.append_hashed(&self.dimensions, &self.batch, hashes).is_ok(), "there is room");
         self.dimensions.clear();
         self.batch.clear();
+        self.hashes.clear();
         while sealer.step(self.now_us)? == SealStep::Worked {}
         Ok(())
     }
@@ -469,7 +476,7 @@ impl Pool {
             if row.flags & flags::BLOCK != 0 {
                 self.block(&row, judged.hash_of(lane))?;
             }
-            self.push(row)?;
+            self.push(row, judged.hash_of(lane))?;
             if self.random.chance(self.plan.odd_of_a_million) {
                 self.odd(&row)?;
             }
@@ -498,7 +505,7 @@ impl Pool {
         Ok(())
     }
 
-    fn push(&mut self, row: ShareRow) -> Result<(), LogError> {
+    fn push(&mut self, row: ShareRow, hash: Hash256) -> Result<(), LogError> {
         self.made.rows += 1;
         self.made.by_status[usize::from(row.status)] += 1;
         if row.status == ShareStatus::Accepted as u8 {
@@ -509,6 +516,7 @@ impl Pool {
             }
         }
         self.batch.push(row);
+        self.hashes.push(hash);
         if self.batch.len() >= ROWS { self.flush() } else { Ok(()) }
     }
 
@@ -564,6 +572,6 @@ impl Pool {
             }
             _ => ShareStatus::Overload,
         } as u8;
-        self.push(row)
+        self.push(row, Hash256::default())
     }
 }
