@@ -19,7 +19,7 @@ mod wiring;
 use capture::{CaptureOrder, Replay};
 use clap::{Parser, Subcommand, ValueEnum};
 use config::Config;
-use otedama_pipeline::driver::Drivers;
+use otedama_pipeline::driver::{Drivers, MioDriver};
 use otedama_shipper::schema::{self, Flavour};
 use otedama_tuning::{Action, ExitFinding, Host, STATE_DEFAULT};
 use std::io::Write;
@@ -459,8 +459,9 @@ fn check(args: &ConfigArg) -> Result<u8, Failure> {
     let (plan, why_mio) =
         Drivers::plan(wiring::choice_of(&config), connections as usize).map_err(|error| Failure::usage(chain_of(&error)))?;
     let limits = check::Limits::of(&config, cores.net.len() as u64, cores.validate.len() as u64).with_driver(&plan);
-    let short = if plan.rings == 0 && u64::from(connections) >= descriptors {
-        format!("; a connection takes a descriptor, and this process may have only {descriptors}")
+    let most = MioDriver::connections_of(usize::try_from(descriptors).unwrap_or(usize::MAX));
+    let short = if plan.rings == 0 && connections as usize > most {
+        format!("; a connection takes a descriptor, of which this process may have {descriptors}: no more than {most} connections get in")
     } else {
         String::new()
     };

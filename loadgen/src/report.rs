@@ -181,6 +181,8 @@ impl RunReport {
             "schema": 1,
             "against": pairing.target.to_string(),
             "pairs": estimate.pairs,
+            "pairs_silent": pairing.estimate_wall.silent.0,
+            "against_pairs_silent": pairing.estimate_wall.silent.1,
             "per": pairing.per,
             "ratio": rounded(estimate.ratio, 4),
             "ratio_low": rounded(estimate.low, 4),
@@ -282,6 +284,11 @@ impl RunReport {
                     estimate.ratio, estimate.low, estimate.high, estimate.pairs
                 ),
             );
+            for (silent, who) in [(pairing.estimate_wall.silent.0, self.config.engine.target), (pairing.estimate_wall.silent.1, target)] {
+                if silent > 0 {
+                    row("WARNING", format!("{who} answered nothing in {silent} more pairs, which no ratio can count"));
+                }
+            }
             let tolerance = 100.0 * self.config.tolerance;
             row(
                 "",

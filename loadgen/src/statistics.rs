@@ -11,6 +11,8 @@ pub struct Estimate {
     pub high: f64,
     /// Pairs it stands on.
     pub pairs: usize,
+    /// Pairs that it does not stand on, as one side alone had nothing: the first, and the second. No ratio shows how much slower a side is that stands still.
+    pub silent: (usize, usize),
 }
 
 /// What an estimate says about two sides.
@@ -45,20 +47,22 @@ impl Estimate {
             .map(|(one, two)| (one / two).ln())
             .filter(|log| log.is_finite())
             .collect();
-        Self::of_logs(&logs)
+        let silent = |of: fn(&(f64, f64)) -> bool| pairs.iter().filter(|pair| of(pair)).count();
+        let silent = (silent(|(one, two)| *one == 0.0 && *two > 0.0), silent(|(one, two)| *one > 0.0 && *two == 0.0));
+        Self { silent, ..Self::of_logs(&logs) }
     }
 
     fn of_logs(logs: &[f64]) -> Self {
         let pairs = logs.len();
         if pairs == 0 {
-            return Self { ratio: f64::NAN, low: f64::NAN, high: f64::NAN, pairs };
+            return Self { ratio: f64::NAN, low: f64::NAN, high: f64::NAN, pairs, silent: (0, 0) };
         }
         let mean = mean(logs);
         if pairs == 1 {
-            return Self { ratio: mean.exp(), low: 0.0, high: f64::INFINITY, pairs };
+            return Self { ratio: mean.exp(), low: 0.0, high: f64::INFINITY, pairs, silent: (0, 0) };
         }
         let half = student_t(pairs - 1) * standard_error(logs, mean);
-        Self { ratio: mean.exp(), low: (mean - half).exp(), high: (mean + half).exp(), pairs }
+        Self { ratio: mean.exp(), low: (mean - half).exp(), high: (mean + half).exp(), pairs, silent: (0, 0) }
     }
 
     /// Whether the sides differ by more than `tolerance` (0.01 is one per cent), as far as the interval tells.
@@ -134,7 +138,8 @@ mod tests {
     fn sides_without_a_rate_leave_no_pair() {
         let none = Estimate::of_pairs(&[(0.0, 1.0), (1.0, 0.0), (f64::NAN, 1.0)]);
         assert!(none.pairs == 0 && none.ratio.is_nan() && none.finding(0.0) == Finding::None);
-        assert_eq!(Estimate::of_pairs(&[(0.0, 1.0), (3.0, 1.0), (3.0, 1.0)]).pairs, 2);
+        let estimate = Estimate::of_pairs(&[(0.0, 1.0), (3.0, 1.0), (3.0, 1.0), (0.0, 2.0), (0.0, 0.0), (4.0, 0.0)]);
+        assert_eq!((estimate.pairs, estimate.silent), (2, (2, 1)), "who stood still is told, as the ratio does not");
     }
 
     #[test]

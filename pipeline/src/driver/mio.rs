@@ -5,12 +5,15 @@ use super::door::{ACCEPT_RETRY, ACCEPTS_PER_PASS, Door, DoorSettings, Listener};
 use super::{BACKLOG_BYTES_MAX, Driver, Event, NetWaker, Plan, Slot};
 use ::mio::net::{TcpListener, TcpStream};
 use ::mio::{Events, Interest, Poll, Token, Waker};
+use rustix::process::{Resource, getrlimit};
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 const READ_BYTES: usize = 64 * 1024;
+/// Descriptors of the process that no connection gets: for the log, the stats page and its clients, the nodes and ClickHouse. At most half of them all.
+const DESCRIPTORS_KEPT: usize = 256;
 const EVENTS: usize = 1024;
 const LISTENER_TOKEN: usize = usize::MAX;
 const WAKER_TOKEN: usize = usize::MAX - 1;
@@ -56,8 +59,15 @@ impl std::fmt::Debug for MioDriver {
 }
 
 impl MioDriver {
-    /// Sockets of net `net`, accepting from `listener`.
+    /// Sockets of net `net`, accepting from `listener`. A connection is a descriptor here: where the process may not have enough of them, fewer connections than
+    /// `settings` allow get in, so that the log can still open its files.
     pub fn new(listener: &Listener, net: usize, settings: DoorSettings) -> io::Result<Self> {
+        let descriptors = getrlimit(Resource::Nofile).current.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
+        Self::with_descriptors(listener, net, settings, descriptors)
+    }
+
+    fn with_descriptors(listener: &Listener, net: usize, mut settings: DoorSettings, descriptors: usize) -> io::Result<Self> {
+        settings.connections_max = settings.connections_max.min(Self::connections_of(descriptors));
         let poll = Poll::new()?;
         let waker = Arc::new(Waker::new(poll.registry(), Token(WAKER_TOKEN))?);
         let mut listeners = Vec::new();
@@ -88,6 +98,11 @@ impl MioDriver {
             bytes_sent: 0,
             closed_slow: 0,
         })
+    }
+
+    /// Connections that a process with so many descriptors lets in.
+    pub fn connections_of(descriptors: usize) -> usize {
+        descriptors - DESCRIPTORS_KEPT.min(descriptors / 2)
     }
 
     /// What a net takes here, whatever its connections.
@@ -202,8 +217,10 @@ impl MioDriver {
         }
         self.bytes_sent += written as u64;
         if written < self.out.len() {
+            let before = connection.backlog.len();
             connection.backlog.extend_from_slice(&self.out[written..]);
-            if connection.backlog.len() > BACKLOG_BYTES_MAX {
+            // Counted once, however much follows before it is closed.
+            if before <= BACKLOG_BYTES_MAX && connection.backlog.len() > BACKLOG_BYTES_MAX {
                 self.closed_slow += 1;
                 self.gone.push_back((slot, connection.generation));
             }
@@ -378,5 +395,30 @@ impl Driver for MioDriver {
 
     fn name(&self) -> &'static str {
         "mio"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::contract::{Bench, listening};
+    use super::*;
+
+    #[test]
+    fn connections_leave_descriptors_for_the_log() {
+        let (socket, address) = listening(None);
+        let listener = Listener::new(vec![socket], 1).expect("non-blocking");
+        let driver = MioDriver::with_descriptors(&listener, 0, DoorSettings::default(), DESCRIPTORS_KEPT * 2 + 1).expect("epoll");
+        assert_eq!(driver.door.settings.connections_max, DESCRIPTORS_KEPT + 1);
+        drop(driver);
+        let driver = MioDriver::with_descriptors(&listener, 0, DoorSettings::default(), 5).expect("epoll");
+        let mut bench = Bench { driver, address };
+        let _peers: Vec<_> = (0..3).map(|_| bench.connect()).collect();
+        let _over = std::net::TcpStream::connect(address).expect("the kernel takes it");
+        while bench.driver.refused() == 0 {
+            bench.driver.poll(Duration::from_millis(10)).expect("poll");
+            assert_eq!(bench.driver.event(), None, "it takes a descriptor that the log needs");
+        }
+        let driver = MioDriver::with_descriptors(&listener, 0, DoorSettings { connections_max: 7, ..DoorSettings::default() }, 1 << 20);
+        assert_eq!(driver.expect("epoll").door.settings.connections_max, 7, "as configured where there are enough");
     }
 }

@@ -514,19 +514,12 @@ impl UringDriver {
                 sockets.gone.push_back((slot, generation));
             }
         }
-        for index in 0..self.rings.len() {
-            let mut tries = 0;
-            // The next pass writes over what these entries name, so none may be left, and no word of a failure either.
-            while (self.rings[index].has_entries() || self.rings[index].overflows()) && self.broken.is_none() && tries < 1000 {
-                // Completions that did not fit come with a gathering call alone.
-                let gather = self.sockets.events.is_empty() || self.rings[index].overflows();
-                self.enter(index, Wait::No { gather });
-                tries += 1;
-            }
-            assert!(
-                !self.rings[index].has_entries() || self.broken.is_some(),
-                "the kernel takes every entry, or says that the ring is broken"
-            );
+        if !self.hand_over() {
+            // Entries that no call took name these bytes still: they are given up, and who was to get them is closed.
+            let Sockets { runs, arena, gathered, gone, .. } = &mut self.sockets;
+            std::mem::forget(std::mem::replace(arena, Vec::with_capacity(ARENA_BYTES)));
+            std::mem::forget(std::mem::replace(gathered, Vec::with_capacity(ARENA_BYTES)));
+            gone.extend(runs.iter().filter(|run| run.is_first).map(|run| (run.slot, run.generation)));
         }
         let Sockets { runs, connections, arena, gathered, any_follows, .. } = &mut self.sockets;
         runs.iter().for_each(|run| connections[run.slot as usize].run = 0);
@@ -542,7 +535,7 @@ impl UringDriver {
             return;
         }
         let mut roomy = std::mem::take(&mut self.sockets.roomy);
-        for (slot, generation) in roomy.drain(..) {
+        for &(slot, generation) in &roomy {
             let place = self.sockets.place(slot);
             let Some(connection) = self.sockets.live(slot, generation) else { continue };
             let Some(backlog) = &connection.backlog else { continue };
@@ -553,13 +546,37 @@ impl UringDriver {
                 self.sockets.gone.push_back((slot, generation));
             }
         }
-        self.sockets.roomy = roomy;
         // At once: a backlog that grows may move, and no entry may name it then.
-        for index in 0..self.rings.len() {
-            if self.rings[index].has_entries() {
-                self.enter(index, Wait::No { gather: false });
+        if !self.hand_over() {
+            for &(slot, generation) in &roomy {
+                let backlog = self.sockets.live(slot, generation).and_then(|connection| connection.backlog.take());
+                // As in `send_runs`.
+                std::mem::forget(backlog);
+                self.sockets.gone.push_back((slot, generation));
             }
         }
+        roomy.clear();
+        if self.sockets.roomy.is_empty() {
+            self.sockets.roomy = roomy;
+        }
+    }
+
+    /// Hands over every entry of every ring, and takes every word of a failure among them: what they name is this driver's alone again when this returns true.
+    /// False where a ring is broken and keeps some.
+    fn hand_over(&mut self) -> bool {
+        for index in 0..self.rings.len() {
+            let mut tries = 0;
+            while self.rings[index].has_entries() || self.rings[index].overflows() {
+                // Completions that did not fit come with a gathering call alone.
+                let gather = self.sockets.events.is_empty() || self.rings[index].overflows();
+                self.enter(index, Wait::No { gather });
+                if self.broken.is_some() {
+                    break;
+                }
+                ring::pause(&mut tries);
+            }
+        }
+        !self.rings.iter().any(Ring::has_entries)
     }
 
     /// The next thing that came in this round. What the kernel had at the poll is all in it: it runs what it has put off in the order in which it came, at most
@@ -694,8 +711,10 @@ impl Sockets {
         connection.run = index as u32 + 1;
         let bytes = bytes_of(&self.runs[index], &self.arena, &self.gathered);
         if let Some(backlog) = &mut connection.backlog {
+            let before = backlog.bytes.len();
             backlog.bytes.extend_from_slice(bytes);
-            if backlog.bytes.len() > BACKLOG_BYTES_MAX {
+            // Counted once, however much follows before it is closed.
+            if before <= BACKLOG_BYTES_MAX && backlog.bytes.len() > BACKLOG_BYTES_MAX {
                 self.closed_slow += 1;
                 self.gone.push_back((slot, generation));
             }
@@ -1017,8 +1036,81 @@ mod tests {
             assert!(bench.driver.sockets.arena.capacity() <= 2 * ARENA_BYTES);
         }
         assert!(most <= 4 * BACKLOG_BYTES_MAX, "{most}");
+        bench.driver.reply(slot, &[7; 1000]);
+        bench.driver.flush();
+        assert_eq!(bench.driver.closed_slow(), 1, "one connection counts once");
         assert_eq!(bench.next(), Event::Closed { slot });
         assert!(bench.driver.sockets.connections[slot as usize].backlog.is_none());
+    }
+
+    /// A connection whose peer has not read, has now, and so has room for its backlog; with what is to come.
+    fn roomy_bench() -> Option<(Bench<UringDriver>, std::net::TcpStream, Slot, usize)> {
+        let mut bench = bench(4, 4, 4)?;
+        let (peer, slot) = bench.connect();
+        let mut told = 0;
+        while bench.driver.sockets.connections[slot as usize].backlog.is_none() {
+            bench.driver.reply(slot, &[7; 1000]);
+            bench.driver.flush();
+            told += 1000;
+        }
+        peer.set_nonblocking(true).expect("a socket");
+        let mut got = vec![0; 1 << 16];
+        while bench.driver.sockets.roomy.is_empty() {
+            use std::io::Read;
+            while let Ok(count) = (&peer).read(&mut got) {
+                told -= count;
+            }
+            bench.driver.gather();
+            bench.driver.enter(0, Wait::No { gather: true });
+        }
+        peer.set_nonblocking(false).expect("a socket");
+        Some((bench, peer, slot, told))
+    }
+
+    #[test]
+    fn no_entry_names_a_backlog_once_it_may_grow_whatever_the_kernel_puts_off() {
+        let Some((mut bench, mut peer, slot, left)) = roomy_bench() else { return };
+        bench.driver.rings[0].refusals = vec![Errno::AGAIN; 40];
+        bench.driver.send_backlogs();
+        assert!(!bench.driver.rings[0].has_entries(), "an entry names memory that the next reply moves");
+        assert!(bench.driver.rings[0].refusals.is_empty(), "the test tests nothing");
+        let mut got = vec![0; left];
+        std::io::Read::read_exact(&mut peer, &mut got).expect("the backlog arrives");
+        assert!(bench.driver.sockets.live(slot, 0).is_some());
+    }
+
+    #[test]
+    fn replies_wait_for_a_kernel_that_puts_them_off() {
+        let Some(mut bench) = bench(4, 4, 4) else { return };
+        let (mut peer, slot) = bench.connect();
+        bench.driver.reply(slot, b"late");
+        bench.driver.rings[0].refusals = vec![Errno::AGAIN; 1050];
+        bench.driver.flush();
+        let mut got = [0; 4];
+        std::io::Read::read_exact(&mut peer, &mut got).expect("it arrives");
+        assert_eq!(&got, b"late");
+    }
+
+    #[test]
+    fn what_a_broken_ring_keeps_is_not_written_over_and_its_connections_end() {
+        let Some((mut bench, _peer, slot, _)) = roomy_bench() else { return };
+        let roomy = std::mem::take(&mut bench.driver.sockets.roomy);
+        let (_other_peer, other) = bench.connect();
+        bench.driver.sockets.roomy = roomy;
+        bench.driver.rings[0].refusals = vec![Errno::BADF];
+        bench.driver.send_backlogs();
+        assert!(bench.driver.rings[0].has_entries() && bench.driver.sockets.connections[slot as usize].backlog.is_none());
+        bench.driver.reply(other, b"lost");
+        let named = bench.driver.sockets.arena.as_ptr();
+        bench.driver.rings[0].refusals = vec![Errno::BADF];
+        bench.driver.flush();
+        assert_ne!(bench.driver.sockets.arena.as_ptr(), named, "the next replies are written where the kernel still reads");
+        assert!(bench.driver.poll(Duration::ZERO).is_err());
+        let mut ended = [bench.next(), bench.next()];
+        ended.sort_by_key(|event| format!("{event:?}"));
+        let mut expected = [Event::Closed { slot }, Event::Closed { slot: other }];
+        expected.sort_by_key(|event| format!("{event:?}"));
+        assert_eq!(ended, expected);
     }
 
     #[test]

@@ -119,6 +119,17 @@ pub(super) enum Wait {
     For { timeout: Duration, batch: Option<(u32, u32)> },
 }
 
+/// Calls in a row after which it is not entries that were in the way, but memory that the kernel lacks.
+const TRIES: u32 = 1000;
+
+/// Before the next call that hands over what the last one did not take: at once at first, and then once a millisecond, until the kernel has memory again.
+pub(super) fn pause(tries: &mut u32) {
+    *tries = tries.saturating_add(1);
+    if *tries > TRIES {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 /// One io_uring.
 pub(super) struct Ring {
     /// On the heap, and freed by `drop`, so that its submitter can live beside it.
@@ -133,6 +144,9 @@ pub(super) struct Ring {
     pub(super) closing: Vec<u32>,
     /// Slots and generations whose receive has ended and is to be armed again.
     pub(super) unarmed: VecDeque<(u32, u32)>,
+    /// What the next calls are answered instead of reaching the kernel, the last first.
+    #[cfg(test)]
+    pub(super) refusals: Vec<Errno>,
 }
 
 #[expect(unsafe_code, reason = "raw pointers into mappings that move with the ring")]
@@ -175,7 +189,18 @@ impl Ring {
         let io: &'static IoUring = unsafe { &*io_owned };
         // Room for every place, which takes memory as it is used: no pass of a full table has to grow them.
         let (closing, unarmed) = (Vec::with_capacity(places), VecDeque::with_capacity(places));
-        Self { io, io_owned, submitter: io.submitter(), buffers, batches, thread: None, closing, unarmed }
+        Self {
+            io,
+            io_owned,
+            submitter: io.submitter(),
+            buffers,
+            batches,
+            thread: None,
+            closing,
+            unarmed,
+            #[cfg(test)]
+            refusals: Vec::new(),
+        }
     }
 
     #[expect(unsafe_code, reason = "the kernel is given the address of the ring of buffers")]
@@ -243,7 +268,8 @@ impl Ring {
     /// Queues an entry; hands over what is queued where there is no room. False when the kernel takes nothing more.
     #[expect(unsafe_code, reason = "entries name memory for the kernel to read")]
     pub(super) fn push(&mut self, entry: &squeue::Entry) -> bool {
-        for _ in 0..16 {
+        let mut tries = 0;
+        while tries < 2 * TRIES {
             // SAFETY: the only memory that entries of this driver name is what sends read; its owner leaves it alone until the entry has been handed over,
             // and as these sends never wait, the kernel is done with it by then.
             if unsafe { self.submission().push(entry) }.is_ok() {
@@ -252,6 +278,7 @@ impl Ring {
             if self.enter(Wait::No { gather: false }).is_err() {
                 return false;
             }
+            pause(&mut tries);
         }
         false
     }
@@ -261,6 +288,12 @@ impl Ring {
     pub(super) fn enter(&mut self, wait: Wait) -> io::Result<()> {
         self.buffers.top_up();
         let queued = self.submission().len() as u32;
+        #[cfg(test)]
+        let wait = match self.refusals.pop() {
+            Some(Errno::AGAIN) => return Ok(()),
+            Some(other) => return Err(other.into()),
+            None => wait,
+        };
         let submitted = match wait {
             Wait::No { gather } => {
                 let flags = if gather { EnterFlags::GETEVENTS } else { EnterFlags::empty() };
