@@ -65,9 +65,15 @@ impl Estimate {
         Self { ratio: mean.exp(), low: (mean - half).exp(), high: (mean + half).exp(), pairs, silent: (0, 0) }
     }
 
-    /// Whether the sides differ by more than `tolerance` (0.01 is one per cent), as far as the interval tells.
+    /// Whether the sides differ by more than `tolerance` (0.01 is one per cent), as far as the interval tells. A side that had nothing in two pairs more than the
+    /// other is the lower one, whatever it did in the rest: once may be a pause of the machine.
     pub fn finding(&self, tolerance: f64) -> Finding {
-        if self.high < 1.0 - tolerance {
+        let (first, second) = self.silent;
+        if first >= second + 2 {
+            Finding::Lower
+        } else if second >= first + 2 {
+            Finding::Higher
+        } else if self.high < 1.0 - tolerance {
             Finding::Lower
         } else if self.low > 1.0 + tolerance {
             Finding::Higher
@@ -140,6 +146,10 @@ mod tests {
         assert!(none.pairs == 0 && none.ratio.is_nan() && none.finding(0.0) == Finding::None);
         let estimate = Estimate::of_pairs(&[(0.0, 1.0), (3.0, 1.0), (3.0, 1.0), (0.0, 2.0), (0.0, 0.0), (4.0, 0.0)]);
         assert_eq!((estimate.pairs, estimate.silent), (2, (2, 1)), "who stood still is told, as the ratio does not");
+        let still = |pairs: &[(f64, f64)]| Estimate::of_pairs(&[pairs, &[(1.0, 1.0); 8]].concat()).finding(0.01);
+        assert_eq!(still(&[(0.0, 1.0), (0.0, 1.0)]), Finding::Lower, "a server that stands still is no equal of one that does not");
+        assert_eq!(still(&[(1.0, 0.0), (1.0, 0.0)]), Finding::Higher);
+        assert_eq!(still(&[(0.0, 1.0), (1.0, 0.0), (0.0, 1.0)]), Finding::None, "pauses of the machine hit both");
     }
 
     #[test]
