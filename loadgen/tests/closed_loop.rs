@@ -151,9 +151,8 @@ fn a_farm_that_reconnects_books_what_was_cut_off_and_goes_on() {
     assert!(report.totals.unanswered >= 20, "{}", report.table());
     assert_eq!(report.totals.submits, report.totals.accepted + report.totals.rejected_count() + report.totals.unanswered);
     assert!(!report.is_finding());
-    // One that breaks while another is down prolongs the outage; none is shorter than the wait before the next attempt.
-    assert!((1..=report.totals.disconnects as usize).contains(&report.outages_s.len()), "{}", report.table());
-    assert!(report.outages_s.iter().all(|&outage_s| outage_s >= 0.02), "{:?}", report.outages_s);
+    // One that breaks while another is down prolongs the outage, which may last to the end of the run.
+    assert!(report.outages_s.len() <= report.totals.disconnects as usize, "{}", report.table());
     let rows = ledger_rows(&report);
     assert_eq!(rows.len() as u64, report.totals.submits);
     assert_eq!(rows.iter().filter(|row| row[7] == "unanswered").count() as u64, report.totals.unanswered);
@@ -171,6 +170,20 @@ fn a_farm_that_reconnects_books_what_was_cut_off_and_goes_on() {
         key[7].clear();
         assert!(sent.contains_key(&key), "{key:?}");
     }
+}
+
+#[test]
+fn each_outage_of_a_lone_connection_is_measured() {
+    let pool = MiniPool::start(Orders { cut_every: Some(97), bits: 1, ..Orders::default() });
+    let mut config = order(&pool, behaviour(), 1, 3_000);
+    config.engine.reconnect = true;
+    let report = go(config);
+    let breaks = report.totals.disconnects as usize;
+    assert!(breaks >= 20, "{}", report.table());
+    // The last one may come with the last share.
+    assert!((breaks - 1..=breaks).contains(&report.outages_s.len()), "{}", report.table());
+    // None is shorter than the wait before the next attempt.
+    assert!(report.outages_s.iter().all(|&outage_s| outage_s >= 0.02), "{:?}", report.outages_s);
 }
 
 #[test]
