@@ -31,6 +31,8 @@ mod ring;
 const PLACES_MAX: usize = 1 << 15;
 /// Events that a poll gathers before it returns: the kernel runs about 20 receives a call, and a pass is cheaper the more it finds.
 const GATHERED: usize = 128;
+/// Calls without a completion after which the kernel's word that it has work is taken for an old one.
+const CALLS_IN_VAIN: u32 = 4;
 /// Bytes of replies that leave in one go: what one pass says stays in the cache.
 const ARENA_BYTES: usize = 64 * 1024;
 /// Runs of replies that leave in one go.
@@ -309,27 +311,41 @@ impl UringDriver {
     }
 
     /// Hands over what is queued in a ring, and takes what has come.
-    fn enter(&mut self, index: usize, wait: Wait) {
+    /// How many completions came.
+    fn enter(&mut self, index: usize, wait: Wait) -> usize {
         if let Err(error) = self.rings[index].enter(wait) {
             self.broken = Some(error);
         }
         let Self { rings, sockets, .. } = self;
         let ring = &mut rings[index];
-        ring.reap(|ring, user_data, result, flags| sockets.complete(ring, user_data, result, flags));
+        let mut came = 0;
+        ring.reap(|ring, user_data, result, flags| {
+            came += 1;
+            sockets.complete(ring, user_data, result, flags);
+        });
         if !ring.closing.is_empty() && !ring.has_entries() {
             // The close entries have run: the places are empty.
             sockets.free.append(&mut ring.closing);
         }
+        came
     }
 
     /// Takes what has come without waiting, up to the size of a pass.
     fn gather(&mut self) {
         for index in 0..self.rings.len() {
-            while self.rings[index].has_work() || self.rings[index].has_entries() {
-                self.enter(index, Wait::No { gather: true });
-                if self.sockets.events.len() >= GATHERED || self.broken.is_some() {
-                    break;
-                }
+            self.gather_from(index);
+        }
+    }
+
+    /// As `gather`, from one ring. The kernel may say that it has work and have none: whoever adds some says so after it is in the list, and by then this side may
+    /// have taken it. It takes that word back with the next work alone, so a few calls in vain end the matter.
+    fn gather_from(&mut self, index: usize) {
+        let mut in_vain = 0;
+        while in_vain < CALLS_IN_VAIN && (self.rings[index].has_work() || self.rings[index].has_entries()) {
+            let came = self.enter(index, Wait::No { gather: true });
+            in_vain = if came > 0 || self.rings[index].has_entries() { 0 } else { in_vain + 1 };
+            if self.sockets.events.len() >= GATHERED || self.broken.is_some() {
+                break;
             }
         }
     }
@@ -347,9 +363,12 @@ impl UringDriver {
             fence(Ordering::SeqCst);
         }
         let events_before = self.sockets.events.len();
-        if !others.iter().any(Ring::has_work) {
+        // What is added from here on is signalled, whatever the kernel says that it has.
+        (1..self.rings.len()).for_each(|index| self.gather_from(index));
+        let sockets = &self.sockets;
+        if sockets.events.is_empty() && sockets.gone.is_empty() && sockets.roomy.is_empty() && self.broken.is_none() {
             // Work in another ring is one completion in this one, however much it is: a batch would be waited for in vain.
-            let batch = self.pace.batch().filter(|_| others.is_empty());
+            let batch = self.pace.batch().filter(|_| self.rings.len() == 1);
             self.enter(0, Wait::For { timeout, batch });
         }
         self.rings[1..].iter().for_each(|ring| ring.signals(false));
@@ -427,7 +446,9 @@ impl UringDriver {
     fn adopt(&mut self, socket: &OwnedFd) -> Option<Slot> {
         if self.sockets.free.is_empty() && self.sockets.connections.len() >= self.rings.len() << self.sockets.shift {
             // Places whose close has not run yet.
-            (0..self.rings.len()).for_each(|index| self.enter(index, Wait::No { gather: false }));
+            for index in 0..self.rings.len() {
+                self.enter(index, Wait::No { gather: false });
+            }
         }
         let slot = match self.sockets.free.pop() {
             Some(slot) => slot,
@@ -1012,6 +1033,23 @@ mod tests {
                 assert!(since.elapsed() < Duration::from_secs(30), "slept on");
             }
             thread.join().expect("no panic");
+        }
+    }
+
+    #[test]
+    fn a_kernel_that_says_it_has_work_and_has_none_stops_nothing() {
+        for connections in [4, 16] {
+            let Some(mut bench) = bench(connections, 4, 64) else { return };
+            bench.driver.rings.iter_mut().for_each(|ring| ring.says_work = true);
+            let since = Instant::now();
+            bench.driver.poll(Duration::from_millis(50)).expect("poll");
+            assert!(since.elapsed() >= Duration::from_millis(1), "an idle net waits");
+            let most = connections;
+            let mut peers: Vec<_> = (0..most).map(|_| bench.connect()).collect();
+            for (peer, slot) in &mut peers {
+                peer.write_all(b"!").expect("sends");
+                assert_eq!(bench.next(), Event::Bytes { slot: *slot });
+            }
         }
     }
 
