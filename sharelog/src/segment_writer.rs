@@ -2,7 +2,7 @@
 //!
 //! Sealing is the largest stream of fresh pages that a pool makes: 45 MB per segment. Through the page cache each page is found, filled, tracked and written back by the
 //! kernel, which cost more than everything else about a segment together, and pushes what other programs use out of memory. The same bytes out of one reused
-//! buffer cost less than half (docs/decisions.md has the figures). What is read at once stays in the page cache: small segments, and all of them where a follower waits.
+//! buffer cost less (docs/decisions.md). What is read at once stays in the page cache: small segments, and all of them where a follower waits.
 use crate::content_hash::ContentHash;
 use crate::error::LogError;
 use crate::storage::Storage;

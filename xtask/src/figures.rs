@@ -146,8 +146,10 @@ impl Request {
 
     /// The command that repeats this measurement.
     fn command(&self) -> String {
-        let has_seconds =
-            matches!(self.topic, Topic::Pipeline | Topic::Memory | Topic::Drivers | Topic::Log | Topic::Network | Topic::Ship);
+        let has_seconds = matches!(
+            self.topic,
+            Topic::Pipeline | Topic::Memory | Topic::Drivers | Topic::Log | Topic::Network | Topic::Ship | Topic::Loadgen
+        );
         let seconds = if has_seconds { format!(" --seconds {}", self.seconds) } else { String::new() };
         let rows = if matches!(self.topic, Topic::Scan | Topic::Day) { format!(" --rows {}", self.rows) } else { String::new() };
         format!("cargo xtask figures {} --runs {}{seconds}{rows}", self.name(), self.runs)
@@ -633,6 +635,8 @@ mod tests {
     fn the_command_in_the_file_repeats_the_measurement() {
         let request = Request::parse("pipeline", &["--runs", "7", "--seconds", "3", "--no-build"]).unwrap();
         assert_eq!(request.command(), "cargo xtask figures pipeline --runs 7 --seconds 3");
+        let request = Request::parse("loadgen", &["--runs", "7", "--seconds", "3"]).unwrap();
+        assert_eq!(request.command(), "cargo xtask figures loadgen --runs 7 --seconds 3");
         let words: Vec<String> = request.command().split(' ').skip(4).map(str::to_owned).collect();
         let again = Request::parse("pipeline", &words.iter().map(String::as_str).collect::<Vec<_>>()).unwrap();
         assert_eq!((again.runs, again.seconds), (7, 3));
