@@ -7,6 +7,7 @@ use crate::report::RunReport;
 use crate::statistics::Estimate;
 use crate::totals::{Quantiles, Totals, empty_histogram};
 use hdrhistogram::Histogram;
+use std::io::Write;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -194,7 +195,9 @@ pub fn run_when(config: RunConfig, stop: &AtomicBool, ready: impl FnOnce(f64) ->
         }
     };
     let set_up_s = started.elapsed().as_secs_f64();
-    eprintln!("ready: {} connections to {} in {set_up_s:.2} s", engine.ready(), config.engine.target);
+    // One write: the processes of a farm share this stream, and standard error would pass on piece by piece.
+    let line = format!("ready: {} connections to {} in {set_up_s:.2} s\n", engine.ready(), config.engine.target);
+    let _ = std::io::stderr().write_all(line.as_bytes());
     engine.shared.submits_left = config.shares.unwrap_or(u64::MAX);
     if !ready(set_up_s) {
         engine.shared.submits_left = 0;

@@ -1,9 +1,39 @@
 //! The command line: help, refusals, and the last line that scripts read.
 use std::io::{BufRead, BufReader};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 
 fn loadgen(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_loadgen")).args(args).output().expect("run")
+}
+
+/// A process that ends with its test, also where the test fails.
+struct Process(Child);
+
+impl Process {
+    fn start(command: &mut Command) -> Self {
+        Self(command.spawn().expect("start"))
+    }
+
+    fn end(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// A null server on a port of its own, and its address.
+fn null_server() -> (Process, String) {
+    let mut null =
+        Process::start(Command::new(env!("CARGO_BIN_EXE_loadgen")).args(["null", "--listen", "127.0.0.1:0"]).stdout(Stdio::piped()));
+    let mut first = String::new();
+    BufReader::new(null.0.stdout.take().expect("stdout")).read_line(&mut first).expect("line");
+    let address = first.trim().strip_prefix("listening on ").expect("first line").to_owned();
+    (null, address)
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -51,15 +81,8 @@ fn what_cannot_be_done_is_refused_with_a_reason() {
 
 #[test]
 fn the_last_line_has_the_published_keys_and_its_sums_add_up() {
-    let mut null = Command::new(env!("CARGO_BIN_EXE_loadgen"))
-        .args(["null", "--listen", "127.0.0.1:0"])
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("start");
-    let mut first = String::new();
-    BufReader::new(null.stdout.take().expect("stdout")).read_line(&mut first).expect("line");
-    let address = first.trim().strip_prefix("listening on ").expect("first line").to_owned();
-    let pid = null.id().to_string();
+    let (null, address) = null_server();
+    let pid = null.0.id().to_string();
     let folder = tempfile::tempdir().expect("folder");
     let (out, ledger) = (folder.path().join("out"), folder.path().join("ledger"));
     for mode in ["valid", "junk", "idle"] {
@@ -101,8 +124,6 @@ fn the_last_line_has_the_published_keys_and_its_sums_add_up() {
         assert!(["result.json", "wrong.txt", "latency.hdr", "latency.hgrm"].iter().all(|name| out.join(name).exists()));
     }
     everything_else_runs_too(&address, &pid, folder.path());
-    null.kill().expect("kill");
-    null.wait().expect("wait");
     let ledger = std::fs::read_to_string(ledger).expect("ledger");
     assert_eq!(ledger.lines().count(), 2001, "one header and every submit of two runs");
 }
@@ -139,39 +160,29 @@ fn everything_else_runs_too(address: &str, pid: &str, folder: &std::path::Path) 
 
 #[test]
 fn the_processes_of_a_farm_end_with_the_first_of_them() {
-    let mut null = Command::new(env!("CARGO_BIN_EXE_loadgen"))
-        .args(["null", "--listen", "127.0.0.1:0"])
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("start");
-    let mut first = String::new();
-    BufReader::new(null.stdout.take().expect("stdout")).read_line(&mut first).expect("line");
-    let address = first.trim().strip_prefix("listening on ").expect("first line");
-    let mut farm = Command::new(env!("CARGO_BIN_EXE_loadgen"))
-        .args(["run", "--target", address, "--mode", "idle", "--connections", "3", "--processes", "3", "--seconds", "600"])
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("start");
+    let (_null, address) = null_server();
+    let mut farm = Process::start(
+        Command::new(env!("CARGO_BIN_EXE_loadgen"))
+            .args(["run", "--target", &address, "--mode", "idle", "--connections", "3", "--processes", "3", "--seconds", "600"])
+            .stderr(Stdio::piped()),
+    );
     // Each part says when it is ready; the pipe ends once all of them have.
-    let mut said = BufReader::new(farm.stderr.take().expect("stderr")).lines().map_while(Result::ok);
+    let mut said = BufReader::new(farm.0.stderr.take().expect("stderr")).lines().map_while(Result::ok);
     assert_eq!(said.by_ref().take(3).filter(|line| line.starts_with("ready")).count(), 3);
-    farm.kill().expect("kill");
-    farm.wait().expect("wait");
+    farm.end();
     let (rest_tx, rest) = std::sync::mpsc::channel();
     std::thread::spawn(move || rest_tx.send(said.collect::<Vec<_>>()));
     rest.recv_timeout(std::time::Duration::from_secs(60)).expect("parts that go on without their farm");
-    null.kill().expect("kill");
-    null.wait().expect("wait");
 }
 
 #[test]
 fn a_server_that_is_not_there_is_exit_code_three_in_the_end() {
     // A port that was just free: nothing listens there.
     let port = std::net::TcpListener::bind("127.0.0.1:0").expect("bind").local_addr().expect("address").port();
-    let mut child = Command::new(env!("CARGO_BIN_EXE_loadgen"))
-        .args(["run", "--target", &format!("127.0.0.1:{port}"), "--server-pid", "4294967295"])
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("start");
-    assert_eq!(child.wait().expect("wait").code(), Some(3));
+    let mut child = Process::start(
+        Command::new(env!("CARGO_BIN_EXE_loadgen"))
+            .args(["run", "--target", &format!("127.0.0.1:{port}"), "--server-pid", "4294967295"])
+            .stderr(Stdio::piped()),
+    );
+    assert_eq!(child.0.wait().expect("wait").code(), Some(3));
 }
