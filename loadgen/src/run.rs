@@ -320,13 +320,18 @@ fn take_turns(
             if stop.load(Ordering::Relaxed) {
                 break 'rounds;
             }
-            let (own, others) = if random::next(&mut state).is_multiple_of(2) {
+            let clocks = [server, other_server].map(|server| (server, server.and_then(|server| server.seconds())));
+            let (mut own, mut others) = if random::next(&mut state).is_multiple_of(2) {
                 let own = turn(engine, server)?;
                 (own, turn(other, other_server)?)
             } else {
                 let others = turn(other, other_server)?;
                 (turn(engine, server)?, others)
             };
+            // What a server does for its shares while the other is asked, such as sealing them, is its own CPU time as well.
+            for (window, (server, from)) in [&mut own, &mut others].into_iter().zip(clocks) {
+                window.server_cpu_s = from.zip(server.and_then(|server| server.seconds())).map(|(from, to)| to - from);
+            }
             own_sum.add(&own);
             other_sum.add(&others);
             by_wall.push((own.shares_per_s(), others.shares_per_s()));

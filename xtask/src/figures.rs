@@ -5,6 +5,7 @@ mod day;
 mod drivers;
 mod log;
 mod network;
+mod pipeline;
 mod ship;
 mod suites;
 
@@ -169,9 +170,6 @@ const BURN_PERCENT: u32 = 5;
 /// Connections of the memory topic: both ends stay under the 20,000 descriptors that small machines allow a process.
 const IDLE_CONNECTIONS: u32 = 9_000;
 
-/// Connections and shares in flight per connection.
-const SHAPES: [(u32, u32); 3] = [(64, 8), (64, 64), (1000, 1)];
-
 struct Bench<'a> {
     root: &'a Path,
     otedama: PathBuf,
@@ -272,29 +270,6 @@ fn config(stratum: SocketAddr, stats: SocketAddr, log: &Path, max_connections: u
     )
 }
 
-/// Who answers in a comparison.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Contender {
-    /// The pool as it comes.
-    Pool,
-    /// The pool with `[layout] isa = "portable"`: what the kernels are worth on sockets.
-    Portable,
-    /// `loadgen null`: reads lines and answers, judges nothing.
-    Null,
-}
-
-impl Contender {
-    const ALL: [Self; 3] = [Self::Pool, Self::Portable, Self::Null];
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Pool => "pool",
-            Self::Portable => "portable",
-            Self::Null => "null",
-        }
-    }
-}
-
 /// One server's series in a comparison.
 #[derive(Default)]
 struct Series {
@@ -350,81 +325,6 @@ impl Bench<'_> {
             self.request.seconds
         );
         measure::last_json(&self.loadgen, &arguments.split(' ').collect::<Vec<_>>(), LOAD_CORE)
-    }
-
-    /// Shares per second of server CPU: the pool, the pool on its portable kernel and the null server in turn.
-    fn pipeline(&self) -> Result<Vec<Value>, Failure> {
-        let mut figures = Vec::new();
-        for (connections, depth) in SHAPES {
-            let mut series = Contender::ALL.map(|_| Series::default());
-            let mut running = Contender::ALL.map(|_| "loadgen null".to_owned());
-            for run in 0..self.request.runs {
-                // Each goes first in its turn, so that a drift of the clock favours none.
-                for turn in 0..Contender::ALL.len() {
-                    let index = (run + turn) % Contender::ALL.len();
-                    let contender = Contender::ALL[index];
-                    let name = format!("{}-{connections}x{depth}-{run}", contender.name());
-                    let result = match contender {
-                        Contender::Null => self.null(&name, connections, depth, run + 1)?,
-                        Contender::Pool | Contender::Portable => {
-                            let isa = if contender == Contender::Pool { "auto" } else { "portable" };
-                            let server = self.server(&name, 10_000, isa)?;
-                            let result = self.load(server.stratum, server.process.pid(), connections, depth, run + 1)?;
-                            let stats = measure::get_json(server.stats, "/api/stats")?;
-                            let word = |key: &str| stats[key].as_str().unwrap_or("unknown").to_owned();
-                            running[index] = format!(
-                                "driver {}, kernel {}, tier {}, {} chain",
-                                word("driver"),
-                                word("kernel"),
-                                word("ack"),
-                                word("chain")
-                            );
-                            server.process.stop()?;
-                            result
-                        }
-                    };
-                    println!("{connections} x {depth} run {run}: {} {result}", contender.name());
-                    series[index].push(&result)?;
-                }
-            }
-            let load = format!(
-                "{connections} connections x {depth} shares in flight, loopback, valid proof of work, unique extranonce2; server on core {SERVER_CORE}, loadgen on core {LOAD_CORE}; {} s after 1 s of warm-up",
-                self.request.seconds
-            );
-            let [conditions, portable_conditions, null_conditions] = running.map(|running| format!("{running}; {load}"));
-            let [pool, portable, null] = series;
-            let shape = format!("{connections}x{depth}");
-            let mut add = |name: String, values: &[f64], unit: &str, counted: &str, conditions: &str| {
-                figures.push(self.figure(&name, values, unit, counted, conditions));
-            };
-            for (name, series, conditions) in
-                [("pool", &pool, &conditions), ("portable", &portable, &portable_conditions), ("null", &null, &null_conditions)]
-            {
-                let counted = "answered shares per second of server user and system time";
-                add(format!("{name}_{shape}_shares_per_cpu_s"), &series.per_cpu_s, "shares/CPU-s", counted, conditions);
-            }
-            let ratios = |other: &Series| pool.per_cpu_s.iter().zip(&other.per_cpu_s).map(|(pool, other)| pool / other).collect::<Vec<_>>();
-            let counted = "pool to null server, shares per CPU-second, within one round of runs";
-            add(format!("pool_to_null_{shape}_ratio"), &ratios(&null), "ratio", counted, &conditions);
-            let counted = "pool to the same binary with isa = portable, shares per CPU-second, within one round of runs";
-            add(format!("pool_to_portable_{shape}_ratio"), &ratios(&portable), "ratio", counted, &conditions);
-            let counted = "answered shares per second of wall time";
-            add(format!("pool_{shape}_shares_per_s"), &pool.per_s, "shares/s", counted, &conditions);
-            let counted = "submit written to answer read, closed loop, as loadgen sees it";
-            add(format!("pool_{shape}_latency_us_p50"), &pool.p50_us, "us", counted, &conditions);
-            add(format!("pool_{shape}_latency_us_p99"), &pool.p99_us, "us", counted, &conditions);
-        }
-        Ok(figures)
-    }
-
-    /// One run against the null server.
-    fn null(&self, name: &str, connections: u32, depth: u32, seed: usize) -> Result<Value, Failure> {
-        let scratch = Scratch::new(self.root, name)?;
-        let address = measure::free_address()?;
-        let arguments = ["null", "--listen", &address.to_string()];
-        let mut process = Process::start(&self.loadgen, &arguments, SERVER_CORE, &scratch.path().join("null.txt"))?;
-        measure::wait_listening(address, &mut process, Instant::now())?;
-        self.load(address, process.pid(), connections, depth, seed)
     }
 
     /// Resident bytes for each idle connection.

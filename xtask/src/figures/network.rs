@@ -53,7 +53,7 @@ impl Part {
 }
 
 /// How long anything may take that takes seconds.
-const PATIENCE: Duration = Duration::from_secs(120);
+pub(super) const PATIENCE: Duration = Duration::from_secs(120);
 /// Before a command: it runs where nobody else wants the core (chrt(1), SCHED_IDLE).
 const IDLY: [&str; 3] = ["chrt", "--idle", "0"];
 /// Workers on each connection, one beside many.
@@ -68,14 +68,14 @@ const TRACED_SHARES_PER_S: u32 = 2_000;
 const TRACED_S: u32 = 3;
 
 /// A load generator on its core, with a folder for its result.
-struct Load {
+pub(super) struct Load {
     process: Process,
     scratch: Scratch,
 }
 
 impl Load {
     /// Starts `loadgen run` with these words.
-    fn start(bench: &Bench<'_>, name: &str, words: &str) -> Result<Self, Failure> {
+    pub(super) fn start(bench: &Bench<'_>, name: &str, words: &str) -> Result<Self, Failure> {
         Self::start_by(&[], bench, name, words)
     }
 
@@ -109,7 +109,7 @@ impl Load {
     }
 
     /// Waits for its end; its result.
-    fn result(self, limit: Duration) -> Result<Value, Failure> {
+    pub(super) fn result(self, limit: Duration) -> Result<Value, Failure> {
         let Self { process, scratch } = self;
         // Its exit code says whether an answer was wrong or missing, and so does its result, which the caller looks at.
         process.wait(limit)?;
@@ -145,7 +145,7 @@ fn latency(result: &Value, key: &str) -> Result<f64, Failure> {
 }
 
 /// A result whose honest miners noticed nothing but time.
-fn whole(result: Value) -> Result<Value, Failure> {
+pub(super) fn whole(result: Value) -> Result<Value, Failure> {
     for key in ["unanswered", "disconnects"] {
         if number(&result, key)? != 0.0 {
             return Err(Failure::Environment(format!("honest miners have {key}: {result}")));
@@ -155,7 +155,7 @@ fn whole(result: Value) -> Result<Value, Failure> {
 }
 
 /// Says what a bar of the issue makes of a value.
-fn bar(what: &str, value: f64, least: Option<f64>, most: Option<f64>) {
+pub(super) fn bar(what: &str, value: f64, least: Option<f64>, most: Option<f64>) {
     let met = least.is_none_or(|least| value >= least) && most.is_none_or(|most| value <= most);
     let bound =
         least.map_or(String::new(), |least| format!(" at least {least}")) + &most.map_or(String::new(), |most| format!(" at most {most}"));
