@@ -1,11 +1,12 @@
-//! What `otedama shares` costs per row over a large log, one JSON line per figure: `cargo run --release -p otedama-sharelog --example scan [-- ROWS [FOLDER]]`;
-//! `cargo xtask figures scan` takes the median of several.
+//! What `otedama shares` costs per row over a large log, one JSON line per figure: `cargo run --release -p otedama-sharelog --example scan [-- ROWS [RUNS [FOLDER]]]`;
+//! `cargo xtask figures scan` takes the median of the runs.
 //!
-//! The log is made first (85 bytes a row, in FOLDER or the folder for temporary files) and read once, so that the page cache has what it can hold.
-use otedama_primitives::{RunId, ShareRow, ShareStatus};
+//! The log is made once (69 bytes a row: layout `lean`, which has all that a sum reads), in FOLDER or the folder for temporary files, every segment a file with rows of its own.
+use otedama_primitives::{Dimension, RunId, ShareRow, ShareStatus, WorkerId, WorkerRecord};
 use otedama_sharelog::scan::Filter;
 use otedama_sharelog::shares::{Key, group_on};
-use otedama_sharelog::{LogSettings, SealStep, ShareLog};
+use otedama_sharelog::{BATCH_DIMENSIONS_MAX, Layout, LogSettings, SealStep, ShareLog};
+use rustix::fs::{Advice, fadvise, statvfs};
 use rustix::time::{ClockId, clock_gettime};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -29,12 +30,17 @@ fn mixed(number: u64) -> u64 {
     word ^ (word >> 31)
 }
 
+/// The id of the worker of this number.
+fn identity(worker: u64) -> WorkerId {
+    WorkerId(mixed(worker ^ 77))
+}
+
 /// The share of this number: half of all come from a tenth of the workers, two in a hundred are stale.
 fn share(number: u64) -> ShareRow {
     let (one, two) = (mixed(number), mixed(number ^ (1 << 63)));
     let worker = if one & 1 == 0 { two % (WORKERS / 10) } else { two % WORKERS };
     ShareRow {
-        worker: mixed(worker ^ 77),
+        worker: identity(worker).0,
         work: 1 << (36 + mixed(worker) % 8),
         extranonce2: number,
         arrival_us: START_US + number * SHARE_US,
@@ -64,10 +70,20 @@ fn make(folder: &Path, rows: u64) -> Result<(), Box<dyn std::error::Error>> {
         keep_ms: u64::MAX,
         keep_shipped_ms: 0,
         has_cursor: false,
-        layout: otedama_sharelog::Layout::Replayable,
+        layout: Layout::Lean,
         rolls_up_when_full: false,
     };
     let (mut journal, mut sealer, ..) = ShareLog::open(settings)?;
+    for first in (0..WORKERS).step_by(BATCH_DIMENSIONS_MAX) {
+        let last = (first + BATCH_DIMENSIONS_MAX as u64).min(WORKERS);
+        let names: Result<Vec<Dimension>, _> = (first..last)
+            .map(|worker| {
+                let name = format!("account{:02}.rig{:03}", worker / 1000, worker % 1000);
+                Dimension::worker(&WorkerRecord { worker: identity(worker), seen_us: START_US, session: 1 + worker as u32, name })
+            })
+            .collect();
+        journal.append(&names?, &[])?;
+    }
     let mut made = 0;
     while made < rows {
         let end = (made + 512).min(rows);
@@ -88,52 +104,79 @@ fn make(folder: &Path, rows: u64) -> Result<(), Box<dyn std::error::Error>> {
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
     let rows: u64 = arguments.next().map_or(Ok(10_000_000), |text| text.parse())?;
+    let runs: usize = arguments.next().map_or(Ok(1), |text| text.parse())?;
     let base = arguments.next().map_or_else(std::env::temp_dir, Into::into);
+    let disk = statvfs(&base)?;
+    let wanted = rows * Layout::Lean.row_bytes() as u64 + (1 << 30);
+    if disk.f_bavail * disk.f_frsize < wanted {
+        return Err(format!("{} has no room for {} MB: name another folder", base.display(), wanted / 1_000_000).into());
+    }
     let folder = base.join(format!("otedama-scan-{}", std::process::id()));
-    make(&folder, rows)?;
-    let outcome = measure(&folder, rows);
+    let outcome = make(&folder, rows).and_then(|()| (0..runs).try_for_each(|_| measure(&folder, rows)));
     std::fs::remove_dir_all(&folder)?;
     outcome
+}
+
+/// Takes the log out of the page cache.
+fn forget(folder: &Path) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(folder)? {
+        let file = std::fs::File::open(entry?.path())?;
+        // Pages that are still to be written cannot be dropped.
+        file.sync_data()?;
+        fadvise(&file, 0, None, Advice::DontNeed)?;
+    }
+    Ok(())
 }
 
 fn measure(folder: &Path, rows: u64) -> Result<(), Box<dyn std::error::Error>> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let last_half = Filter { since_us: Some(START_US + rows / 2 * SHARE_US), ..Filter::default() };
-    let cases: [(&str, &[Key], Filter); 4] = [
-        ("worker_minute", &[Key::Worker, Key::Minute], Filter::default()),
-        ("worker", &[Key::Worker], Filter::default()),
-        ("minute_status", &[Key::Minute, Key::Status], Filter::default()),
-        ("worker_minute_last_half", &[Key::Worker, Key::Minute], last_half),
+    let refused = Filter { status: Some(ShareStatus::Stale), ..Filter::default() };
+    let all = Filter::default();
+    let cases: [(&str, &[Key], &Filter); 9] = [
+        ("status", &[Key::Status], &all),
+        ("minute", &[Key::Minute], &all),
+        ("minute_status", &[Key::Minute, Key::Status], &all),
+        ("worker", &[Key::Worker], &all),
+        ("worker_status", &[Key::Worker, Key::Status], &all),
+        ("worker_minute", &[Key::Worker, Key::Minute], &all),
+        ("worker_job", &[Key::Worker, Key::Job], &all),
+        ("worker_of_stale", &[Key::Worker], &refused),
+        ("worker_minute_last_half", &[Key::Worker, Key::Minute], &last_half),
     ];
-    // What the page cache can hold, it has from here on: every column of every segment.
-    for entry in std::fs::read_dir(folder)? {
-        std::io::copy(&mut std::fs::File::open(entry?.path())?, &mut std::io::sink())?;
-    }
-    let on = if folder.starts_with("/dev/shm") { "tmpfs" } else { "disk, page cache warm where it is large enough" };
     for (name, keys, filter) in cases {
-        let taken = if filter.since_us.is_some() { rows - rows / 2 } else { rows };
-        for threads in [1, cores] {
+        let scanned = if filter.since_us.is_some() { rows - rows / 2 } else { rows };
+        let run = |threads: usize| -> Result<(Duration, Duration, usize), Box<dyn std::error::Error>> {
             let (began, spent) = (Instant::now(), cpu());
-            let table = group_on(folder, keys, &filter, threads)?;
+            let table = group_on(folder, keys, filter, threads)?;
             let (wall, spent) = (began.elapsed(), cpu() - spent);
-            assert_eq!((table.rows.iter().map(|row| row.shares).sum::<u64>(), table.damaged.len()), (taken, 0));
-            let conditions = format!(
-                "{rows} rows of which {taken} are taken, {WORKERS} workers, 100000 shares a second, {} groups, {threads} threads, a folder on {on}",
-                table.rows.len()
+            assert_eq!(table.damaged, Vec::<String>::new());
+            let shares: u64 = table.rows.iter().map(|row| row.shares).sum();
+            assert!(
+                if filter.status.is_none() { shares == scanned } else { (1..scanned).contains(&shares) },
+                "{shares} shares of {scanned}"
             );
-            let figure = |what: &str, time: Duration, counted: &str| {
-                println!(
-                    r#"{{"name":"group_{name}_{}_{what}_ns","value":{:.3},"unit":"ns/row","counted":"{counted}","conditions":"{conditions}"}}"#,
-                    if threads == 1 { "one_thread" } else { "every_core" },
-                    time.as_nanos() as f64 / taken as f64
-                );
-            };
-            figure("cpu", spent, "CPU time of all threads, names and sorting included");
-            figure("wall", wall, "wall time, names and sorting included");
-            if cores == 1 {
-                break;
-            }
+            Ok((wall, spent, table.rows.len()))
+        };
+        let print = |what: &str, time: Duration, groups: usize, threads: usize, cache: &str, counted: &str| {
+            println!(
+                r#"{{"name":"group_{name}_{what}_ns","value":{:.3},"unit":"ns/row","counted":"{counted}","conditions":"{scanned} rows of {WORKERS} workers at 100000 shares a second in segments of 524288, {groups} groups, {threads} threads, {cache}"}}"#,
+                time.as_nanos() as f64 / scanned as f64
+            );
+        };
+        if name == "worker_status" {
+            forget(folder)?;
+            let (wall, _, groups) = run(cores)?;
+            print("cold_wall", wall, groups, cores, "no page in the cache", "wall time, names and sorting included");
         }
+        // From here on the page cache has the columns of this case.
+        run(cores)?;
+        let cache = "page cache warm";
+        let (wall, _, groups) = run(1)?;
+        print("one_core", wall, groups, 1, cache, "wall time of one thread, names and sorting included");
+        let (wall, spent, groups) = run(cores)?;
+        print("every_core_wall", wall, groups, cores, cache, "wall time, names and sorting included");
+        print("every_core_cpu", spent, groups, cores, cache, "CPU time of all threads, names and sorting included");
     }
     Ok(())
 }

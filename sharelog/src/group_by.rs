@@ -1,248 +1,27 @@
-//! The sums behind `otedama shares`: only the columns that are asked for, some thousand rows at a time, into one table per thread.
+//! The sums behind `otedama shares`: only the columns that are asked for, some thousand rows at a time, on every core.
 //!
-//! A row of a segment has 85 bytes; what a group by worker and minute needs of it has 21. They are read with pread into buffers that stay in the second-level cache,
-//! never through a mapping: a disk that fails is an error then, not a signal. A checksum over the whole file would read the other 64 bytes, so a segment is held
-//! against the sums in its meta instead; `otedama log verify` is what checks every byte.
+//! A row of a segment has 85 bytes; what a group by worker and status needs of it has 17. A time that all rows of a segment share is not read either. What is left is cut
+//! where a key other than an identity or the status changes, which in rows in order of arrival is seldom: between two cuts one identity is looked up per row, in a table
+//! that stays in the cache (`IdentityTable`), and where there is none, nothing is looked up. Rows whose keys change all the time go into the large table one by one.
+//!
+//! A checksum over the whole file would read the other columns, so a segment is held against the sums in its meta instead; `otedama log verify` is what checks every byte.
+use crate::column_file::{Column, ColumnFile};
 use crate::error::LogError;
-use crate::id_map::mix;
-use crate::layout::{COLUMNS, Layout};
+use crate::group_table::{GroupTable, IdentityTable, StatusSums};
 use crate::scan::Filter;
 use crate::segment::{LoggedRow, SegmentBlock, SegmentMeta};
 use crate::shares::Key;
 use crate::store::SegmentStore;
-use otedama_primitives::ShareStatus;
-use std::fs::File;
-use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Rows read at a time.
+/// Rows read at a time: with three columns of 8 bytes a fifth of a second-level cache of 1 MiB.
 const BLOCK_ROWS: usize = 8192;
-/// Bytes in which the header of a column fits: a name and a type, an enum with all its values at the longest.
-const HEADER_BYTES: usize = 1024;
-/// Slots of an empty table.
-const SLOTS_FIRST: usize = 1 << 10;
-
-/// Sums of one combination of keys.
-#[derive(Clone, Copy, Default)]
-pub(crate) struct Sums {
-    pub(crate) shares: u64,
-    pub(crate) work: u128,
-    pub(crate) credited: u128,
-}
-
-#[derive(Clone, Copy)]
-struct Slot<const N: usize> {
-    keys: [u64; N],
-    is_used: bool,
-    sums: Sums,
-}
-
-/// An open-addressing table from keys to sums: one cache line per group where there are two keys.
-pub(crate) struct GroupTable<const N: usize> {
-    slots: Vec<Slot<N>>,
-    used: usize,
-}
-
-impl<const N: usize> GroupTable<N> {
-    const EMPTY: Slot<N> = Slot { keys: [0; N], is_used: false, sums: Sums { shares: 0, work: 0, credited: 0 } };
-
-    pub(crate) fn new() -> Self {
-        Self { slots: vec![Self::EMPTY; SLOTS_FIRST], used: 0 }
-    }
-
-    /// The sums of `keys`, made where they are new.
-    #[inline]
-    fn sums(&mut self, keys: &[u64; N]) -> &mut Sums {
-        // At most half full, checked before the search: an empty slot is always found.
-        if self.used * 2 >= self.slots.len() {
-            self.grow();
-        }
-        let hash = keys.iter().fold(0, |hash, &key| mix(hash, key));
-        // The length is a power of two.
-        let mask = self.slots.len() - 1;
-        let mut at = hash as usize & mask;
-        while self.slots[at].is_used && self.slots[at].keys != *keys {
-            at = (at + 1) & mask;
-        }
-        let slot = &mut self.slots[at];
-        if !slot.is_used {
-            (slot.is_used, slot.keys) = (true, *keys);
-            self.used += 1;
-        }
-        &mut slot.sums
-    }
-
-    #[cold]
-    fn grow(&mut self) {
-        let larger = vec![Self::EMPTY; self.slots.len() * 2];
-        let slots = std::mem::replace(&mut self.slots, larger);
-        self.used = 0;
-        for slot in slots.into_iter().filter(|slot| slot.is_used) {
-            *self.sums(&slot.keys) = slot.sums;
-        }
-    }
-
-    /// Adds one row.
-    pub(crate) fn add(&mut self, keys: &[u64; N], row: &LoggedRow) {
-        let sums = self.sums(keys);
-        sums.shares += u64::from(row.share_count);
-        sums.work += u128::from(row.work);
-        if row.status == ShareStatus::Accepted as u8 {
-            sums.credited += u128::from(row.work);
-        }
-    }
-
-    fn merge(&mut self, other: Self) {
-        for (keys, theirs) in other.into_groups() {
-            let sums = self.sums(&keys);
-            sums.shares += theirs.shares;
-            sums.work += theirs.work;
-            sums.credited += theirs.credited;
-        }
-    }
-
-    /// Every group that has a row, in no order.
-    pub(crate) fn into_groups(self) -> impl Iterator<Item = ([u64; N], Sums)> {
-        self.slots.into_iter().filter(|slot| slot.is_used && slot.sums.shares > 0).map(|slot| (slot.keys, slot.sums))
-    }
-}
-
-/// The columns that groups and filters read.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Column {
-    Time,
-    Us,
-    Session,
-    Worker,
-    Job,
-    Coin,
-    Status,
-    Work,
-}
-
-impl Column {
-    const ALL: [Self; 8] = [Self::Time, Self::Us, Self::Session, Self::Worker, Self::Job, Self::Coin, Self::Status, Self::Work];
-
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Time => "time",
-            Self::Us => "us",
-            Self::Session => "session",
-            Self::Worker => "worker",
-            Self::Job => "job",
-            Self::Coin => "coin",
-            Self::Status => "status",
-            Self::Work => "work",
-        }
-    }
-}
-
-/// A `.native` file whose columns are known by their place.
-struct ColumnFile {
-    file: File,
-    /// Offset of the first value, by `Column`.
-    offsets: [u64; Column::ALL.len()],
-}
-
-impl ColumnFile {
-    /// Finds the columns of a segment. None where the file is not a block of `meta.rows` rows of known columns, or cannot be read: whoever reads it whole tells what it is.
-    fn open(path: &Path, meta: &SegmentMeta) -> Option<Self> {
-        if meta.layout == Layout::Rollup {
-            // Few rows, which stand for several shares each.
-            return None;
-        }
-        let file = File::open(path).ok()?;
-        if file.metadata().ok()?.len() != meta.native_bytes {
-            return None;
-        }
-        let mut bytes = [0u8; HEADER_BYTES];
-        let mut read = |offset: u64| {
-            let length = (meta.native_bytes.saturating_sub(offset) as usize).min(HEADER_BYTES);
-            file.read_exact_at(bytes.get_mut(..length)?, offset).ok()?;
-            Some(bytes)
-        };
-        let head = read(0)?;
-        let mut rest = head.as_slice();
-        let columns = crate::segment::take_varint(&mut rest)?;
-        let rows = crate::segment::take_varint(&mut rest)?;
-        if rows != u64::from(meta.rows) || columns > 2 * COLUMNS.len() as u64 {
-            return None;
-        }
-        let mut offset = (head.len() - rest.len()) as u64;
-        let mut offsets = [None; Column::ALL.len()];
-        for _ in 0..columns {
-            let header = read(offset)?;
-            let mut rest = header.as_slice();
-            let name = crate::segment::take_text(&mut rest)?;
-            let kind = crate::segment::take_text(&mut rest)?;
-            // A column that this module does not know may change what a row stands for.
-            let (name, _, width) =
-                COLUMNS.iter().find(|(known, of_kind, _)| known.as_bytes() == name && of_kind.as_bytes() == kind).copied()?;
-            offset += (header.len() - rest.len()) as u64;
-            if let Some((slot, _)) = offsets.iter_mut().zip(Column::ALL).find(|(_, column)| column.name() == name) {
-                *slot = Some(offset);
-            }
-            offset += rows * width as u64;
-        }
-        if offset != meta.native_bytes {
-            return None;
-        }
-        let mut known = [0u64; Column::ALL.len()];
-        for (known, offset) in known.iter_mut().zip(offsets) {
-            *known = offset?;
-        }
-        Some(Self { file, offsets: known })
-    }
-
-    fn read<T: bytemuck::Pod>(&self, column: Column, row: usize, into: &mut [T]) -> std::io::Result<()> {
-        let offset = self.offsets.get(column as usize).copied().unwrap_or(u64::MAX);
-        self.file.read_exact_at(bytemuck::cast_slice_mut(into), offset + (row * size_of::<T>()) as u64)
-    }
-}
-
-/// Buffers of one thread, kept from block to block.
-struct Buffers<const N: usize> {
-    keys: [Vec<u64>; N],
-    work: Vec<u64>,
-    status: Vec<u8>,
-    halves: Vec<u32>,
-    bytes: Vec<u8>,
-    arrival_us: Vec<u64>,
-}
-
-impl<const N: usize> Buffers<N> {
-    fn new() -> Self {
-        Self {
-            keys: std::array::from_fn(|_| vec![0; BLOCK_ROWS]),
-            work: vec![0; BLOCK_ROWS],
-            status: vec![0; BLOCK_ROWS],
-            halves: vec![0; BLOCK_ROWS],
-            bytes: vec![0; BLOCK_ROWS],
-            arrival_us: vec![0; BLOCK_ROWS],
-        }
-    }
-}
-
-/// What a scan of one segment came to.
-enum Scanned {
-    /// All of it is in the table.
-    Whole,
-    /// Retention has removed it.
-    Gone,
-    /// It cannot be used; nothing of it is in the table.
-    Damaged(String),
-}
-
-/// One thread's part of a scan.
-struct Scan<'a, const N: usize> {
-    store: &'a SegmentStore,
-    keys: &'a [Key; N],
-    filter: &'a Filter,
-    table: GroupTable<N>,
-    buffers: Buffers<N>,
-    whole: Vec<u8>,
-}
+/// Rows between two cuts from which on the table of identities pays.
+const RUN_ROWS_MIN: usize = 64;
+/// Columns of identities, in the order in which they are looked up: of worker and job, jobs are what stays the same from row to row.
+const IDENTITIES: [(Key, Column); 3] = [(Key::Worker, Column::Worker), (Key::Session, Column::Session), (Key::Job, Column::Job)];
 
 /// Groups the rows of `metas` that `filter` takes, on `threads` threads. Beside the sums: a sentence for each segment that could not be used, in their order.
 pub(crate) fn segments<const N: usize>(
@@ -252,16 +31,47 @@ pub(crate) fn segments<const N: usize>(
     filter: &Filter,
     threads: usize,
 ) -> Result<(GroupTable<N>, Vec<String>), LogError> {
+    let mut metas = metas.to_vec();
+    let mut damaged = BTreeMap::new();
+    loop {
+        let (table, found) = pass(store, &metas, keys, filter, threads)?;
+        let must_repeat = found.iter().any(|damage| damage.is_in_the_table);
+        damaged.extend(found.into_iter().map(|damage| (damage.sequence, damage.what)));
+        if !must_repeat {
+            return Ok((table, damaged.into_values().collect()));
+        }
+        // The rows of a segment are in the table before its last row shows that its sums are wrong. Rare enough to begin again without it.
+        metas.retain(|meta| !damaged.contains_key(&meta.sequence()));
+    }
+}
+
+/// A segment that cannot be used.
+struct Damage {
+    sequence: u32,
+    what: String,
+    is_in_the_table: bool,
+}
+
+fn pass<const N: usize>(
+    store: &SegmentStore,
+    metas: &[&SegmentMeta],
+    keys: &[Key; N],
+    filter: &Filter,
+    threads: usize,
+) -> Result<(GroupTable<N>, Vec<Damage>), LogError> {
     let next = AtomicUsize::new(0);
-    let scan = || -> Result<(GroupTable<N>, Vec<(usize, String)>), LogError> {
-        let mut scan = Scan { store, keys, filter, table: GroupTable::new(), buffers: Buffers::new(), whole: Vec::new() };
+    let scan = || -> Result<(GroupTable<N>, Vec<Damage>), LogError> {
+        let mut scan = Scan::new(store, keys, filter);
         let mut damaged = Vec::new();
         // Relaxed: the number alone is shared; what the threads found is joined.
-        while let Some(&meta) = metas.get(next.fetch_add(1, Ordering::Relaxed)) {
-            if let Scanned::Damaged(what) = scan.segment(meta)? {
-                damaged.push((meta.sequence() as usize, what));
-            }
+        let open_next = || metas.get(next.fetch_add(1, Ordering::Relaxed)).map(|&meta| Opened::new(store, meta, keys, filter));
+        let mut current = open_next();
+        while let Some(segment) = current {
+            // Opened one ahead: the disk reads its columns while this one is summed.
+            current = open_next();
+            damaged.extend(scan.segment(&segment)?);
         }
+        scan.flush();
         Ok((scan.table, damaged))
     };
     let threads = threads.clamp(1, metas.len().max(1));
@@ -283,128 +93,342 @@ pub(crate) fn segments<const N: usize>(
         table.merge(other);
         damaged.extend(their_damaged);
     }
-    damaged.sort();
-    Ok((table, damaged.into_iter().map(|(_, what)| what).collect()))
+    Ok((table, damaged))
 }
 
-impl<const N: usize> Scan<'_, N> {
-    fn segment(&mut self, meta: &SegmentMeta) -> Result<Scanned, LogError> {
-        let path = self.store.native_path(meta);
-        let Some(columns) = ColumnFile::open(&path, meta) else { return self.whole_segment(meta) };
-        let io = LogError::io("read", &path);
-        let is_whole = self.filter.takes_all(meta);
-        let (mut work_sum, mut credited) = (0u128, 0u128);
-        let outcome = self.blocks(&columns, meta, |table, keys, work, status| {
-            let credit = if status == ShareStatus::Accepted as u8 { work } else { 0 };
-            let sums = table.sums(keys);
-            sums.shares += 1;
-            sums.work += u128::from(work);
-            sums.credited += u128::from(credit);
-            work_sum += u128::from(work);
-            credited += u128::from(credit);
-        });
-        outcome.map_err(io)?;
-        if !is_whole || (work_sum, credited) == (meta.work_sum, meta.work_credited) {
-            return Ok(Scanned::Whole);
+/// A segment about to be summed.
+struct Opened<'a> {
+    meta: &'a SegmentMeta,
+    path: PathBuf,
+    /// None where it has to be read whole.
+    columns: Option<ColumnFile>,
+    /// True when some of its rows may have arrived at a moment that is not wanted.
+    by_time: bool,
+    /// The second that stands for the time of all rows, where they do not differ in what the keys show of it.
+    one_second: Option<u32>,
+}
+
+impl<'a> Opened<'a> {
+    fn new(store: &SegmentStore, meta: &'a SegmentMeta, keys: &[Key], filter: &Filter) -> Self {
+        let path = store.native_path(meta);
+        let columns = ColumnFile::open(&path, meta);
+        let by_time = !filter.takes_every_time(meta);
+        // Rows lie in order of arrival.
+        let (first, last) = ((meta.first_us / 1_000_000) as u32, (meta.last_us / 1_000_000) as u32);
+        let is_one_time = shortest_s(keys).is_none_or(|time_s| first / time_s == last / time_s);
+        let opened = Self { meta, path, columns, by_time, one_second: (is_one_time && !by_time).then_some(first) };
+        if let Some(columns) = &opened.columns {
+            columns.read_ahead(opened.wanted(keys), meta.rows as usize);
         }
-        // What was added is taken back, row by row: rare, and cheaper than a table per segment.
-        self.blocks(&columns, meta, |table, keys, work, status| {
-            let sums = table.sums(keys);
-            sums.shares -= 1;
-            sums.work -= u128::from(work);
-            if status == ShareStatus::Accepted as u8 {
-                sums.credited -= u128::from(work);
-            }
-        })
-        .map_err(LogError::io("read", &path))?;
-        let problem = LogError::damaged(&path, "its sums of work are not those of its meta");
-        Ok(Scanned::Damaged(problem.to_string()))
+        opened
     }
 
-    /// Gives every row that the filter takes, with its keys.
-    #[inline]
-    fn blocks(
-        &mut self,
-        columns: &ColumnFile,
-        meta: &SegmentMeta,
-        mut add: impl FnMut(&mut GroupTable<N>, &[u64; N], u64, u8),
-    ) -> std::io::Result<()> {
-        let rows = meta.rows as usize;
-        let by_time = !self.filter.takes_every_time(meta);
-        let wanted_status = self.filter.status.map(|status| status as u8);
-        let mut row = 0;
-        while row < rows {
-            let count = (rows - row).min(BLOCK_ROWS);
-            let Buffers { keys, work, status, halves, bytes, arrival_us } = &mut self.buffers;
-            let (work, status) = (&mut work[..count], &mut status[..count]);
-            let (halves, bytes, arrival_us) = (&mut halves[..count], &mut bytes[..count], &mut arrival_us[..count]);
-            columns.read(Column::Work, row, work)?;
-            columns.read(Column::Status, row, status)?;
-            if by_time {
-                columns.read(Column::Us, row, halves)?;
-                for (arrival, &us) in arrival_us.iter_mut().zip(halves.iter()) {
-                    *arrival = u64::from(us);
-                }
-                columns.read(Column::Time, row, halves)?;
-                for (arrival, &second) in arrival_us.iter_mut().zip(halves.iter()) {
-                    *arrival += u64::from(second) * 1_000_000;
-                }
-            }
-            for (of_rows, key) in keys.iter_mut().zip(self.keys) {
-                let of_rows = &mut of_rows[..count];
-                let mut seconds_over = |divisor: u32| -> std::io::Result<()> {
-                    columns.read(Column::Time, row, halves)?;
-                    of_rows.iter_mut().zip(halves.iter()).for_each(|(key, &second)| *key = u64::from(second / divisor));
-                    Ok(())
-                };
-                match key {
-                    Key::Minute => seconds_over(60)?,
-                    Key::Hour => seconds_over(3600)?,
-                    Key::Day => seconds_over(86_400)?,
-                    Key::Worker => columns.read(Column::Worker, row, of_rows)?,
-                    Key::Session => columns.read(Column::Session, row, of_rows)?,
-                    Key::Job => columns.read(Column::Job, row, of_rows)?,
-                    Key::Status => of_rows.iter_mut().zip(status.iter()).for_each(|(key, &status)| *key = u64::from(status)),
-                    Key::Coin => {
-                        columns.read(Column::Coin, row, bytes)?;
-                        of_rows.iter_mut().zip(bytes.iter()).for_each(|(key, &coin)| *key = u64::from(coin));
-                    }
-                }
-            }
-            let keys: [&[u64]; N] = std::array::from_fn(|index| &keys[index][..count]);
-            if by_time || wanted_status.is_some() {
-                for index in 0..count {
-                    let in_time = !by_time || self.filter.takes_time(arrival_us[index]);
-                    if in_time && wanted_status.is_none_or(|wanted| wanted == status[index]) {
-                        add(&mut self.table, &keys.map(|key| key[index]), work[index], status[index]);
-                    }
-                }
-            } else {
-                for index in 0..count {
-                    add(&mut self.table, &keys.map(|key| key[index]), work[index], status[index]);
-                }
-            }
-            row += count;
+    /// The columns that are read.
+    fn wanted(&self, keys: &[Key]) -> impl Iterator<Item = Column> {
+        let identities = IDENTITIES.into_iter().filter(|(key, _)| keys.contains(key)).map(|(_, column)| column);
+        let others = [(Column::Coin, keys.contains(&Key::Coin)), (Column::Time, self.one_second.is_none()), (Column::Us, self.by_time)];
+        let others = others.into_iter().filter(|(_, is_wanted)| *is_wanted).map(|(column, _)| column);
+        [Column::Work, Column::Status].into_iter().chain(identities).chain(others)
+    }
+}
+
+/// Columns of a block of rows. Those that nothing asks for are empty.
+struct Block {
+    rows: usize,
+    work: Vec<u64>,
+    status: Vec<u8>,
+    coin: Vec<u8>,
+    /// By `IDENTITIES`.
+    identities: [Vec<u64>; IDENTITIES.len()],
+    /// Seconds since the epoch of each row, or of all of them.
+    seconds: Vec<u32>,
+    one_second: Option<u32>,
+    us: Vec<u32>,
+}
+
+impl Block {
+    /// Reads one column of rows from `row` on.
+    fn read(&mut self, from: &ColumnFile, column: Column, row: usize, rows: usize) -> std::io::Result<()> {
+        fn values<T: bytemuck::Pod>(from: &ColumnFile, column: Column, row: usize, rows: usize, into: &mut Vec<T>) -> std::io::Result<()> {
+            into.resize(rows, T::zeroed());
+            from.read(column, row, into)
         }
-        Ok(())
+        self.rows = rows;
+        let [workers, sessions, jobs] = &mut self.identities;
+        match column {
+            Column::Work => values(from, column, row, rows, &mut self.work),
+            Column::Worker => values(from, column, row, rows, workers),
+            Column::Session => values(from, column, row, rows, sessions),
+            Column::Job => values(from, column, row, rows, jobs),
+            Column::Time => values(from, column, row, rows, &mut self.seconds),
+            Column::Us => values(from, column, row, rows, &mut self.us),
+            Column::Status => values(from, column, row, rows, &mut self.status),
+            Column::Coin => values(from, column, row, rows, &mut self.coin),
+        }
+    }
+
+    #[inline]
+    fn second(&self, row: usize) -> u32 {
+        self.one_second.unwrap_or_else(|| self.seconds[row])
+    }
+
+    #[inline]
+    fn key(&self, key: Key, row: usize) -> u64 {
+        match key {
+            Key::Worker => self.identities[0][row],
+            Key::Session => self.identities[1][row],
+            Key::Job => self.identities[2][row],
+            Key::Minute => u64::from(self.second(row) / 60),
+            Key::Hour => u64::from(self.second(row) / 3600),
+            Key::Day => u64::from(self.second(row) / 86_400),
+            Key::Status => u64::from(self.status[row]),
+            Key::Coin => u64::from(self.coin[row]),
+        }
+    }
+
+    fn arrival_us(&self, row: usize) -> u64 {
+        u64::from(self.seconds[row]) * 1_000_000 + u64::from(self.us[row])
+    }
+}
+
+/// Seconds of the shortest time among the keys.
+fn shortest_s(keys: &[Key]) -> Option<u32> {
+    let seconds = |key: &Key| match key {
+        Key::Minute => Some(60),
+        Key::Hour => Some(3600),
+        Key::Day => Some(86_400),
+        _ => None,
+    };
+    keys.iter().filter_map(seconds).min()
+}
+
+/// The row behind the last that `same` takes, from `from` on; whole stretches at a look.
+fn same_until<T: Copy>(column: &[T], from: usize, same: impl Fn(T) -> bool) -> usize {
+    let rest = &column[from..];
+    let whole: usize = rest.chunks(64).take_while(|part| part.iter().fold(true, |all, &value| all & same(value))).map(<[T]>::len).sum();
+    from + whole + rest[whole..].iter().take_while(|value| same(**value)).count()
+}
+
+/// Where the keys change that are neither the identity that is looked up nor the status: the next row by column, found when it is passed.
+#[derive(Default)]
+struct Cuts {
+    time: usize,
+    coin: usize,
+    identities: [usize; IDENTITIES.len()],
+}
+
+impl Cuts {
+    /// The row behind the stretch that begins with `from`.
+    fn next(&mut self, block: &Block, from: usize, time_s: Option<u32>, looked_up: Option<usize>) -> usize {
+        let mut until = block.rows;
+        if let Some(time_s) = time_s
+            && block.one_second.is_none()
+        {
+            if self.time <= from {
+                let begin = block.seconds[from] / time_s * time_s;
+                self.time = same_until(&block.seconds, from, |second| second.wrapping_sub(begin) < time_s);
+            }
+            until = until.min(self.time);
+        }
+        if !block.coin.is_empty() {
+            if self.coin <= from {
+                self.coin = same_until(&block.coin, from, |coin| coin == block.coin[from]);
+            }
+            until = until.min(self.coin);
+        }
+        for (index, (column, cut)) in block.identities.iter().zip(&mut self.identities).enumerate() {
+            if column.is_empty() || looked_up == Some(index) {
+                continue;
+            }
+            if *cut <= from {
+                *cut = same_until(column, from, |identity| identity == column[from]);
+            }
+            until = until.min(*cut);
+        }
+        until
+    }
+}
+
+/// One thread's part of a scan.
+struct Scan<'a, const N: usize> {
+    store: &'a SegmentStore,
+    keys: &'a [Key; N],
+    filter: &'a Filter,
+    table: GroupTable<N>,
+    /// Rows that are not in `table` yet, all of the keys in `context`.
+    identities: IdentityTable,
+    /// Values of the keys; that of the identity looked up and that of the status are 0.
+    context: [u64; N],
+    /// Index in `IDENTITIES` of what is looked up per row.
+    looked_up: Option<usize>,
+    time_s: Option<u32>,
+    wanted_status: Option<u8>,
+    block: Block,
+    whole: Vec<u8>,
+}
+
+impl<'a, const N: usize> Scan<'a, N> {
+    fn new(store: &'a SegmentStore, keys: &'a [Key; N], filter: &'a Filter) -> Self {
+        let block = Block {
+            rows: 0,
+            work: Vec::new(),
+            status: Vec::new(),
+            coin: Vec::new(),
+            identities: Default::default(),
+            seconds: Vec::new(),
+            one_second: None,
+            us: Vec::new(),
+        };
+        Self {
+            store,
+            keys,
+            filter,
+            table: GroupTable::new(),
+            identities: IdentityTable::new(),
+            context: [0; N],
+            looked_up: IDENTITIES.iter().position(|(key, _)| keys.contains(key)),
+            time_s: shortest_s(keys),
+            wanted_status: filter.status.map(|status| status as u8),
+            block,
+            whole: Vec::new(),
+        }
+    }
+
+    /// Adds the rows of a segment that the filter takes.
+    fn segment(&mut self, segment: &Opened<'_>) -> Result<Option<Damage>, LogError> {
+        let Opened { meta, path, columns, by_time, one_second } = segment;
+        let Some(columns) = columns else { return self.whole_segment(meta) };
+        self.block.one_second = *one_second;
+        let mut sums = StatusSums::default();
+        let rows = meta.rows as usize;
+        for row in (0..rows).step_by(BLOCK_ROWS) {
+            let count = (rows - row).min(BLOCK_ROWS);
+            for column in segment.wanted(self.keys) {
+                self.block.read(columns, column, row, count).map_err(LogError::io("read", path))?;
+            }
+            if *by_time {
+                self.add_filtered();
+            } else {
+                let mut of_block = StatusSums::default();
+                of_block.add(&self.block.work, &self.block.status);
+                sums.merge(&of_block);
+                self.add_all(&of_block);
+            }
+        }
+        // Rows that were left out are in no sum.
+        if *by_time || sums.are(&meta.by_status, meta.work_sum, meta.work_credited) {
+            return Ok(None);
+        }
+        let what = LogError::damaged(path, "its rows by status and their work are not those of its meta").to_string();
+        Ok(Some(Damage { sequence: meta.sequence(), what, is_in_the_table: true }))
+    }
+
+    /// Adds the rows of the block that the filter takes, one by one.
+    fn add_filtered(&mut self) {
+        for row in 0..self.block.rows {
+            if self.filter.takes_time(self.block.arrival_us(row)) {
+                self.add_row(row);
+            }
+        }
+    }
+
+    /// Adds one row that arrived at a moment that is wanted.
+    #[inline]
+    fn add_row(&mut self, row: usize) {
+        let status = self.block.status[row];
+        if self.wanted_status.is_none_or(|wanted| wanted == status) {
+            let keys = self.keys.map(|key| self.block.key(key, row));
+            self.table.add(&keys, status, 1, u128::from(self.block.work[row]));
+        }
+    }
+
+    /// Adds the whole block, whose rows `of_block` sums.
+    fn add_all(&mut self, of_block: &StatusSums) {
+        let rows = self.block.rows;
+        let mut cuts = Cuts::default();
+        let mut from = 0;
+        while from < rows {
+            let until = cuts.next(&self.block, from, self.time_s, self.looked_up);
+            if until - from < RUN_ROWS_MIN {
+                (from..until).for_each(|row| self.add_row(row));
+            } else {
+                let context = self.context_of(from);
+                match self.looked_up {
+                    Some(index) => {
+                        if context != self.context || self.identities.is_full(until - from) {
+                            self.flush();
+                            self.context = context;
+                        }
+                        let Block { work, status, identities, .. } = &self.block;
+                        self.identities.add(&identities[index][from..until], &work[from..until], &status[from..until]);
+                    }
+                    None if until - from == rows => self.add_sums(context, of_block),
+                    None => {
+                        let mut sums = StatusSums::default();
+                        sums.add(&self.block.work[from..until], &self.block.status[from..until]);
+                        self.add_sums(context, &sums);
+                    }
+                }
+            }
+            from = until;
+        }
+    }
+
+    /// Values of the keys of a row, without the identity that is looked up and the status.
+    fn context_of(&self, row: usize) -> [u64; N] {
+        let looked_up = self.looked_up.map(|index| IDENTITIES[index].0);
+        self.keys.map(|key| if Some(key) == looked_up || key == Key::Status { 0 } else { self.block.key(key, row) })
+    }
+
+    /// Adds rows that differ in their status alone.
+    fn add_sums(&mut self, context: [u64; N], sums: &StatusSums) {
+        for (status, rows, work) in sums.each().filter(|(status, ..)| self.wanted_status.is_none_or(|wanted| wanted == *status)) {
+            let mut values = context;
+            for (value, _) in values.iter_mut().zip(self.keys).filter(|(_, key)| **key == Key::Status) {
+                *value = u64::from(status);
+            }
+            self.table.add(&values, status, rows, work);
+        }
+    }
+
+    /// Moves what was looked up into the table of all keys.
+    fn flush(&mut self) {
+        let Self { table, identities, context, keys, wanted_status, .. } = self;
+        let looked_up = self.looked_up.map(|index| IDENTITIES[index].0);
+        identities.drain(|identity, status, rows, work| {
+            if wanted_status.is_some_and(|wanted| wanted != status) {
+                return;
+            }
+            let mut values = *context;
+            for (value, key) in values.iter_mut().zip(*keys) {
+                if Some(*key) == looked_up {
+                    *value = identity;
+                } else if *key == Key::Status {
+                    *value = u64::from(status);
+                }
+            }
+            table.add(&values, status, rows, work);
+        });
     }
 
     /// The long way: every byte is read and summed, and whatever is odd about the file gets its name.
-    fn whole_segment(&mut self, meta: &SegmentMeta) -> Result<Scanned, LogError> {
+    fn whole_segment(&mut self, meta: &SegmentMeta) -> Result<Option<Damage>, LogError> {
+        let damage = |what: String| Ok(Some(Damage { sequence: meta.sequence(), what, is_in_the_table: false }));
         match self.store.read_native(meta, &mut self.whole) {
             Ok(true) => {}
-            Ok(false) => return Ok(Scanned::Gone),
-            Err(error @ LogError::Damaged { .. }) => return Ok(Scanned::Damaged(error.to_string())),
+            // Retention has removed it.
+            Ok(false) => return Ok(None),
+            Err(error @ LogError::Damaged { .. }) => return damage(error.to_string()),
             Err(error) => return Err(error),
         }
         match SegmentBlock::parse(&self.whole) {
             Ok(block) => {
                 for row in (0..block.rows()).map(|row| block.row(row)).filter(|row| self.filter.takes(row)) {
-                    self.table.add(&keys_of(self.keys, &row), &row);
+                    self.table.add_row(&keys_of(self.keys, &row), &row);
                 }
-                Ok(Scanned::Whole)
+                Ok(None)
             }
-            Err(what) => Ok(Scanned::Damaged(LogError::damaged(&self.store.native_path(meta), what).to_string())),
+            Err(what) => damage(LogError::damaged(&self.store.native_path(meta), what).to_string()),
         }
     }
 }

@@ -4,11 +4,13 @@
 //! rows mean; in tier `disk` `Syncer` (a thread of its own) makes the journal durable before it is acknowledged. Readers (`store`, `scan`, `shares`, `verify`) need no lock. Format: `journal_format`, `segment`, `dimensions`; order of syncs: `sealer`.
 #![deny(unsafe_code)]
 
+mod column_file;
 mod content_hash;
 mod dimensions;
 mod error;
 mod folder;
 mod group_by;
+mod group_table;
 mod id_map;
 pub mod inspect;
 mod journal;
@@ -35,7 +37,7 @@ pub use error::{JournalFull, LogError};
 pub use id_map::{IdHasher, IdMap, IdSet, mix};
 pub use journal::Journal;
 pub use journal_format::{BATCH_DIMENSIONS_MAX, BATCH_ROWS_MAX};
-pub use layout::{COLUMNS, ColumnPlace, Layout};
+pub use layout::{COLUMNS, Layout};
 pub use log::{LogCounters, LogHandles, LogSettings, ShareLog, Trouble};
 pub use records::{BlockRecord, BlockStatus, DimensionEntry, JobRecord, RunRecord};
 pub use sealer::{SealStep, Sealer};

@@ -41,11 +41,6 @@ impl Filter {
         self.takes_time(meta.first_us) && self.takes_time(meta.last_us)
     }
 
-    /// True when every row of the segment is wanted.
-    pub(crate) fn takes_all(&self, meta: &SegmentMeta) -> bool {
-        self.status.is_none() && self.takes_every_time(meta)
-    }
-
     /// False when no row of the segment can be wanted.
     pub fn may_take(&self, meta: &SegmentMeta) -> bool {
         self.since_us.is_none_or(|since| meta.last_us >= since)

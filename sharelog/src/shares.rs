@@ -2,7 +2,7 @@
 use crate::dimensions::DimensionReader;
 use crate::error::LogError;
 use crate::group_by;
-use crate::id_map::IdMap;
+use crate::id_map::{IdMap, IdSet};
 use crate::records::DimensionEntry;
 use crate::scan::{Filter, snapshot};
 use crate::segment::LoggedRow;
@@ -169,13 +169,22 @@ fn group_by<const N: usize>(dir: &Path, keys: &[Key; N], by: &[Key], filter: &Fi
     let wanted: Vec<_> = metas.iter().filter(|meta| filter.may_take(meta)).collect();
     let (mut groups, damaged) = group_by::segments(&store, &wanted, keys, filter, threads)?;
     for row in unsealed.iter().filter(|row| filter.takes(row)) {
-        groups.add(&group_by::keys_of(keys, row), row);
+        groups.add_row(&group_by::keys_of(keys, row), row);
     }
 
-    let names = if by.contains(&Key::Worker) { worker_names(dir)? } else { IdMap::default() };
     let mut sorted: Vec<_> = groups.into_groups().collect();
-    sorted.sort_unstable_by_key(|(values, _)| *values);
-    let mut rows: Vec<GroupRow> = sorted
+    let place = by.iter().position(|key| *key == Key::Worker);
+    let workers: IdSet<u64> =
+        place.map(|place| sorted.iter().filter_map(|(values, _)| values.get(place)).copied().collect()).unwrap_or_default();
+    let names = if place.is_some() { worker_names(dir, &workers)? } else { IdMap::default() };
+    match by.first() {
+        Some(Key::Worker) => {
+            let ranks = ranks_by_name(workers, &names);
+            sorted.sort_unstable_by_key(|(values, _)| (values.first().and_then(|worker| ranks.get(worker)).copied(), *values));
+        }
+        _ => sorted.sort_unstable_by_key(|(values, _)| *values),
+    }
+    let rows: Vec<GroupRow> = sorted
         .into_iter()
         .map(|(values, sums)| GroupRow {
             keys: by.iter().zip(values).map(|(key, value)| key.text(value, &names)).collect(),
@@ -184,18 +193,31 @@ fn group_by<const N: usize>(dir: &Path, keys: &[Key; N], by: &[Key], filter: &Fi
             credited: sums.credited,
         })
         .collect();
-    if by.first() == Some(&Key::Worker) {
-        rows.sort_by(|a, b| a.keys.cmp(&b.keys));
-    }
     Ok(Table { by: by.to_vec(), rows, damaged })
 }
 
-/// Name by worker id, from `dimensions.log` and the journal.
-fn worker_names(dir: &Path) -> Result<IdMap<u64, String>, LogError> {
+/// Place of each worker in the order of their names, so that a million groups are sorted by numbers.
+fn ranks_by_name(workers: IdSet<u64>, names: &IdMap<u64, String>) -> IdMap<u64, u32> {
+    let mut by_name: Vec<(String, u64)> = workers.into_iter().map(|worker| (Key::Worker.text(worker, names), worker)).collect();
+    by_name.sort_unstable();
+    (0..).zip(by_name).map(|(rank, (_, worker))| (worker, rank)).collect()
+}
+
+/// Name by worker id: from `dimensions.log`, and from the journal where that does not know all of `workers`. Reading the journal takes as long as the rows of a small log.
+fn worker_names(dir: &Path, workers: &IdSet<u64>) -> Result<IdMap<u64, String>, LogError> {
     let mut names: IdMap<u64, String> = IdMap::default();
-    for scan in crate::journal_scan::read_journals(dir, u64::MAX)? {
-        names.extend(scan.dimensions.iter().filter_map(|dimension| dimension.as_worker()).map(|record| (record.worker.0, record.name)));
+    add_recorded_names(dir, &mut names)?;
+    if workers.iter().any(|worker| *worker != 0 && !names.contains_key(worker)) {
+        for scan in crate::journal_scan::read_journals(dir, u64::MAX)? {
+            names.extend(scan.dimensions.iter().filter_map(|dimension| dimension.as_worker()).map(|record| (record.worker.0, record.name)));
+        }
+        // What has moved from the one to the other meanwhile.
+        add_recorded_names(dir, &mut names)?;
     }
+    Ok(names)
+}
+
+fn add_recorded_names(dir: &Path, names: &mut IdMap<u64, String>) -> Result<(), LogError> {
     for entry in DimensionReader::from(dir, 0)? {
         match entry {
             Ok((_, DimensionEntry::Worker { record, .. })) => drop(names.insert(record.worker.0, record.name)),
@@ -203,7 +225,7 @@ fn worker_names(dir: &Path) -> Result<IdMap<u64, String>, LogError> {
             Err(error) => return Err(error),
         }
     }
-    Ok(names)
+    Ok(())
 }
 
 impl Table {

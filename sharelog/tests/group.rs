@@ -108,6 +108,69 @@ proptest! {
     }
 }
 
+/// A stretch of rows in which everything but workers, work and status stays as it is, and the step of time before it.
+fn stretch() -> impl Strategy<Value = (u64, usize, u32, u32)> {
+    let rows = prop_oneof![1..4_usize, 62..67_usize, 200..900_usize];
+    (step(), rows, 0..3_u32, 0..3_u32)
+}
+
+/// Distinct numbers in no order.
+fn mixed(number: u64) -> u64 {
+    number.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(23).wrapping_mul(0xa076_1d64_78bd_642f)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+    #[test]
+    fn sums_over_long_stretches_of_equal_keys_are_those_of_adding_row_by_row(
+        stretches in prop::collection::vec(stretch(), 1..8),
+        keys in keys(),
+        few in proptest::sample::subsequence(Key::ALL.to_vec(), 0..=3).prop_shuffle(),
+        (since, until, status) in filter(),
+        workers in prop_oneof![Just(1), Just(3), Just(5000_u64)],
+        refused in prop_oneof![Just(0), Just(2), Just(9_u64)],
+        segment_rows in prop_oneof![60..70_u32, 300..4000_u32],
+        seed in any::<u64>(),
+    ) {
+        let folder = tempfile::tempdir().expect("folder");
+        let settings = otedama_sharelog::LogSettings { segment_rows, journal_file_bytes: 4 << 20, ..settings(folder.path(), 1) };
+        let (mut journal, mut sealer, registry, _) = ShareLog::open(settings.clone()).expect("open");
+        begin(&settings, &registry, &mut journal);
+        let mut arrival_us = NOON_US;
+        let mut number = seed;
+        for (step, count, session, job) in stretches {
+            arrival_us = (arrival_us + step).min(NOON_US + 47 * 3_600_000_000);
+            let rows: Vec<ShareRow> = (0..count)
+                .map(|_| {
+                    number = number.wrapping_add(1);
+                    let (one, two) = (mixed(number), mixed(number ^ seed.rotate_left(32)));
+                    let work = if one % 3 == 0 { u64::MAX - one % 2 } else { one };
+                    let status = if two % 8 < refused { (two >> 8) % 9 } else { 0 } as u8;
+                    ShareRow { arrival_us, worker: mixed(one % workers), work, session, job, status, ..row(1) }
+                })
+                .collect();
+            for batch in rows.chunks(256) {
+                journal.append(&[], batch).expect("room");
+                while sealer.step(NOON_US).expect("step") == otedama_sharelog::SealStep::Worked {}
+            }
+        }
+        sealer.drain(NOON_US).expect("drain");
+        let limited = Filter {
+            since_us: since.map(|us| NOON_US + us),
+            until_us: until.map(|us| NOON_US + us),
+            status: status.and_then(ShareStatus::from_u8),
+        };
+        for keys in [keys, few, vec![Key::Worker, Key::Minute, Key::Status], vec![Key::Status]] {
+            for filter in [Filter::default(), limited] {
+                let table = group_on(folder.path(), &keys, &filter, 2).expect("group");
+                prop_assert_eq!(&table.damaged, &Vec::<String>::new());
+                // Not prop_assert_eq: nobody reads 5,000 groups.
+                prop_assert!(sums_of(&table) == slowly(folder.path(), &keys, &filter), "{:?} {:?}", keys, filter);
+            }
+        }
+    }
+}
+
 /// More rows than are read at a time, in several segments, with more groups than a fresh table has room for.
 #[test]
 fn many_rows_and_groups_are_summed_on_any_number_of_threads() {
@@ -155,7 +218,10 @@ fn a_segment_that_is_not_what_its_meta_says_is_named_and_left_out() {
     let path = store.native_path(&metas[1]);
     let whole = std::fs::read(&path).expect("read");
     let of_work = whole.windows(10).position(|bytes| bytes == b"work\x06UInt6").expect("the column") + 12;
-    let cases: [(&str, Vec<u8>); 4] = [
+    let of_status = whole.windows(11).position(|bytes| bytes == b"'overload' ").expect("its type") + "'overload' = 8)".len();
+    let cases: [(&str, Vec<u8>); 6] = [
+        ("a status that is another", whole.iter().enumerate().map(|(at, byte)| if at == of_status + 700 { 6 } else { *byte }).collect()),
+        ("a status that is none", whole.iter().enumerate().map(|(at, byte)| if at == of_status + 700 { 200 } else { *byte }).collect()),
         ("a flipped bit of work", whole.iter().enumerate().map(|(at, byte)| byte ^ u8::from(at == of_work + 4000)).collect()),
         ("a cut file", whole[..whole.len() - 1].to_vec()),
         ("a flipped bit of a header", whole.iter().enumerate().map(|(at, byte)| byte ^ u8::from(at == 4)).collect()),
@@ -163,8 +229,8 @@ fn a_segment_that_is_not_what_its_meta_says_is_named_and_left_out() {
     ];
     for (what, bytes) in cases {
         std::fs::write(&path, bytes).expect("write");
-        for threads in [1, 2] {
-            let table = group_on(folder.path(), &[Key::Minute], &Filter::default(), threads).expect("group");
+        for (threads, key) in [(1, Key::Minute), (2, Key::Minute), (1, Key::Worker), (2, Key::Status)] {
+            let table = group_on(folder.path(), &[key], &Filter::default(), threads).expect("group");
             assert_eq!(table.rows.iter().map(|row| row.shares).sum::<u64>(), 2000, "{what}");
             assert_eq!(table.damaged.len(), 1, "{what}");
             assert!(table.damaged[0].contains(&metas[1].name), "{what}: {}", table.damaged[0]);

@@ -7,6 +7,7 @@ mod log;
 mod network;
 mod pipeline;
 mod ship;
+mod sql;
 mod suites;
 
 use crate::Failure;
@@ -31,7 +32,6 @@ enum Topic {
     Parser,
     Network,
     Ship,
-    Outages,
     Scan,
     Day,
 }
@@ -45,7 +45,7 @@ pub struct Request {
     build: bool,
     /// Of the topic `network`: what is measured, in this order.
     parts: Vec<network::Part>,
-    /// Of the topics `scan` and `day`: rows of the log.
+    /// Of the topics `scan`, `day` and `sql`: rows of the log.
     rows: u32,
 }
 
@@ -58,18 +58,21 @@ impl Request {
             "start" => (Topic::Start, 15, 0),
             "kernels" => (Topic::Kernels, 5, 0),
             "drivers" => (Topic::Drivers, 5, 5),
-            "log" => (Topic::Log, 3, 5),
-            "sql" => (Topic::Sql, 5, 0),
+            "log" => (Topic::Log, 5, 5),
+            "sql" => (Topic::Sql, 3, 0),
             "loadgen" => (Topic::Loadgen, 20, 20),
             "parser" => (Topic::Parser, 5, 0),
             "network" => (Topic::Network, 5, 5),
-            "ship" => (Topic::Ship, 3, 0),
-            "outages" => (Topic::Outages, 1, 60),
+            "ship" => (Topic::Ship, 3, 60),
             "scan" => (Topic::Scan, 5, 0),
             "day" => (Topic::Day, 1, 0),
             other => return Err(Failure::Usage(format!("there is no topic {other}"))),
         };
-        let rows = if topic == Topic::Day { DAY_ROWS } else { SCAN_ROWS };
+        let rows = match topic {
+            Topic::Day => DAY_ROWS,
+            Topic::Sql => sql::ROWS,
+            _ => SCAN_ROWS,
+        };
         let mut request = Self { topic, runs, seconds, build: true, parts: Vec::new(), rows };
         let mut words = words.iter();
         while let Some(word) = words.next() {
@@ -78,7 +81,7 @@ impl Request {
                 "--runs" => request.runs = number().ok_or_else(|| Failure::Usage("--runs wants 1 to 1000".to_owned()))? as usize,
                 "--seconds" => request.seconds = number().ok_or_else(|| Failure::Usage("--seconds wants 1 to 1000".to_owned()))?,
                 "--no-build" => request.build = false,
-                "--rows" if matches!(request.topic, Topic::Scan | Topic::Day) => {
+                "--rows" if matches!(request.topic, Topic::Scan | Topic::Day | Topic::Sql) => {
                     let rows = words.next().and_then(|value| value.parse().ok()).filter(|rows| (10_000..=1_000_000_000).contains(rows));
                     request.rows = rows.ok_or_else(|| Failure::Usage("--rows wants 10000 to 1000000000".to_owned()))?;
                 }
@@ -109,7 +112,6 @@ impl Request {
             Topic::Parser => "parser",
             Topic::Network => "network",
             Topic::Ship => "ship",
-            Topic::Outages => "outages",
             Topic::Scan => "scan",
             Topic::Day => "day",
         }
@@ -129,7 +131,6 @@ impl Request {
             | Topic::Loadgen
             | Topic::Network
             | Topic::Ship
-            | Topic::Outages
             | Topic::Scan
             | Topic::Day => &[],
         }
@@ -140,7 +141,7 @@ impl Request {
         match self.topic {
             Topic::Kernels | Topic::Parser => &["benches"],
             // Examples and tests, which cargo builds as it runs them.
-            Topic::Sql | Topic::Ship | Topic::Outages => &[],
+            Topic::Sql | Topic::Ship => &[],
             Topic::Scan => &["otedama-sharelog"],
             Topic::Pipeline | Topic::Memory | Topic::Start | Topic::Drivers | Topic::Log | Topic::Network | Topic::Day => {
                 &["otedama", "loadgen"]
@@ -153,20 +154,19 @@ impl Request {
     fn command(&self) -> String {
         let has_seconds = matches!(
             self.topic,
-            Topic::Pipeline | Topic::Memory | Topic::Drivers | Topic::Log | Topic::Network | Topic::Outages | Topic::Loadgen
+            Topic::Pipeline | Topic::Memory | Topic::Drivers | Topic::Log | Topic::Network | Topic::Ship | Topic::Loadgen
         );
         let seconds = if has_seconds { format!(" --seconds {}", self.seconds) } else { String::new() };
-        let rows = if matches!(self.topic, Topic::Scan | Topic::Day) { format!(" --rows {}", self.rows) } else { String::new() };
+        let rows =
+            if matches!(self.topic, Topic::Scan | Topic::Day | Topic::Sql) { format!(" --rows {}", self.rows) } else { String::new() };
         format!("cargo xtask figures {} --runs {}{seconds}{rows}", self.name(), self.runs)
     }
 }
 
 /// A thousand shares a second.
 const DAY_ROWS: u32 = 86_400_000;
-/// Rows that the recipes run on.
-const SQL_ROWS: u32 = 10_000_000;
-/// Rows that `otedama shares` sums unless told otherwise.
-const SCAN_ROWS: u32 = 10_000_000;
+/// Rows that `otedama shares` sums unless told otherwise: seven gigabytes of log.
+const SCAN_ROWS: u32 = 100_000_000;
 const SERVER_CORE: usize = 0;
 const LOAD_CORE: usize = 1;
 /// What one side of a comparison burns that is to be found.
@@ -232,7 +232,6 @@ pub fn run(root: &Path, request: &Request) -> Result<(), Failure> {
         Topic::Loadgen => bench.comparison()?,
         Topic::Network => bench.network(&path)?,
         Topic::Ship => bench.ship()?,
-        Topic::Outages => bench.outages()?,
         Topic::Scan => bench.scan()?,
         Topic::Day => bench.day()?,
     };
@@ -464,42 +463,6 @@ impl Bench<'_> {
     }
 
     /// One entry of a figures file: the median, with the least and the largest run as its spread.
-    /// The analyst's book on ten million generated shares; writes docs/sql/README.md and its pictures as well.
-    fn sql(&self) -> Result<Vec<Value>, Failure> {
-        crate::install::ensure(&crate::install::CLICKHOUSE)?;
-        let (rows, times) = (SQL_ROWS.to_string(), self.request.runs.to_string());
-        let page = self.root.join("docs/sql");
-        let output = Command::new("cargo")
-            .args(["run", "--package", "otedama-shipper", "--example", "analyst", "--", "--rows", &rows, "--times", &times, "--page"])
-            .arg(&page)
-            .current_dir(self.root)
-            .stderr(std::process::Stdio::inherit())
-            .output();
-        let output = output.ok().filter(|output| output.status.success());
-        let output = output.ok_or_else(|| Failure::Environment("cargo run --example analyst failed".to_owned()))?;
-        let mut figures = Vec::new();
-        let mut medians = Vec::new();
-        let mut conditions = String::new();
-        for line in String::from_utf8_lossy(&output.stdout).lines() {
-            let wrong = || Failure::Environment(format!("the example printed {line:?}, which is no result"));
-            let value: Value = serde_json::from_str(line).map_err(|_| wrong())?;
-            let name = value["recipe"].as_str().ok_or_else(wrong)?;
-            let ms: Vec<f64> = value["runs"].as_array().ok_or_else(wrong)?.iter().filter_map(Value::as_f64).collect();
-            if ms.len() != self.request.runs {
-                return Err(wrong());
-            }
-            conditions = format!(
-                "ClickHouse {} of Debian on loopback, {rows} generated shares of 26 hours, request to answer, page cache warm, every run over all rows that the recipe's span has",
-                value["server"].as_str().ok_or_else(wrong)?
-            );
-            medians.push(median(&ms));
-            figures.push(self.figure(&format!("recipe_ms_{name}"), &ms, "ms", "wall time of one SELECT", &conditions));
-        }
-        let counted = format!("medians of {} recipes", medians.len());
-        figures.push(self.figure("recipes_ms", &medians, "ms", &counted, &conditions));
-        Ok(figures)
-    }
-
     fn figure(&self, name: &str, values: &[f64], unit: &str, counted: &str, conditions: &str) -> Value {
         let least = values.iter().copied().fold(f64::INFINITY, f64::min);
         let largest = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);

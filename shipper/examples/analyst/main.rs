@@ -1,7 +1,7 @@
 //! Runs the analyst's book on generated rows: how long each recipe takes, what it answers, and the page docs/sql/README.md with its pictures.
 //!
-//! `cargo xtask figures sql` is this with its usual sizes. `cargo run -p otedama-shipper --example analyst -- --rows 10000000 --times 5 [--url URL] [--page docs/sql]`;
-//! without a URL it starts Debian's server, which `cargo xtask test --lane clickhouse` installs. Standard output is one line of JSON per recipe.
+//! `cargo xtask figures sql` is this with its usual sizes. `cargo run --release -p otedama-shipper --example analyst -- --rows 10000000 --times 5 [--url URL] [--page docs/sql]`;
+//! without a URL it starts Debian's server, which `cargo xtask test --lane clickhouse` installs, or with OTEDAMA_TEST_SERVER=engine libchdb. Standard output is one line of JSON per recipe.
 #[path = "../../tests/analyst/mod.rs"]
 mod analyst;
 mod chart;
@@ -138,8 +138,9 @@ async fn run(options: &Options) -> Result<(), String> {
         let outcome = Outcome { recipe, values, ms, table };
         println!(
             "{}",
-            serde_json::json!({ "recipe": recipe.name, "ms": outcome.median_ms(), "runs": outcome.ms, "rows": options.rows, "server": version })
+            serde_json::json!({ "recipe": recipe.name, "ms": outcome.median_ms(), "runs": outcome.ms, "answers": outcome.table.len().saturating_sub(1), "rows": options.rows, "server": version })
         );
+        eprintln!("{}: {:.0} ms", recipe.name, outcome.median_ms());
         outcomes.push(outcome);
     }
     if let Some(folder) = &options.page {
@@ -177,9 +178,9 @@ async fn write_page(
          What a column means stands beside it: `SELECT name, comment FROM system.columns WHERE database = 'otedama' AND table = 'shares'`.\n\
          Count shares with `sum(share_count)`: `count()` is the same but where the log is of `[log] row = \"rollup\"`, whose sums are rows that stand for many shares, without a session and\n\
          a job; recipes by session, job or nonce leave them out, and those on header fields leave out rows of layout `lean`.\n\n\
-         `cargo run -p otedama-shipper --example analyst -- --rows {0} --times {1} --page docs/sql` wrote this page, pictures and all: {0} generated shares of 48 workers over 26\n\
+         `cargo run --release -p otedama-shipper --example analyst -- --rows {0} --times {1} --page docs/sql` wrote this page, pictures and all: {0} generated shares of 48 workers over 26\n\
          hours, some of which are up to something, on ClickHouse {version}.\n\
-         Milliseconds are the median of {1} runs from request to answer over all of the rows; `cargo xtask figures sql` measures ten million.\n\n\
+         Milliseconds are the median of {1} runs from request to answer over all of the rows; [figures](../figures.md#sql) has those over ten million, of a modern server too.\n\n\
          | Recipe | What it shows | ms |\n|---|---|---:|\n",
         options.rows, options.times
     );
