@@ -2,7 +2,7 @@
 //! and afterwards every share is there once.
 //!
 //! `OTEDAMA_OUTAGE_SECONDS=60 OTEDAMA_OUTAGE_RATE=30000 cargo test --release --test outages -- --nocapture` takes half an hour of a pool of 1,000 shares a second in a minute; with
-//! `OTEDAMA_LONG=1` the server is away for half an hour by the clock. `cargo xtask figures ship` makes the table.
+//! `OTEDAMA_LONG=1` the server is away for half an hour by the clock. `cargo xtask figures outages` makes the table.
 mod support;
 
 #[path = "../shipper/tests/server/mod.rs"]
@@ -22,6 +22,8 @@ use std::time::{Duration, Instant};
 use support::{Config, PATIENCE, Server, Site, alone, eventually, size};
 
 const CONNECTIONS: usize = 64;
+/// The time before an outage is as long as it, but not longer than this: p99 is settled by then.
+const QUIET_SECONDS: f64 = 30.0;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Outage {
@@ -268,7 +270,7 @@ fn clickhouse_outage(outage: Outage) {
     let pool = site.serve();
     let ledger = || LedgerSink::File(site.ledger());
 
-    let quiet = paced(pool.stratum, ledger(), 1, seconds.min(60.0), rate);
+    let quiet = paced(pool.stratum, ledger(), 1, seconds.min(QUIET_SECONDS), rate);
     assert!(eventually(|| unshipped(&pool) == 0), "{}", pool.stats());
     stage.begin();
     let during = paced(pool.stratum, ledger(), 2, seconds, rate);
@@ -352,7 +354,7 @@ fn clickhouse_outage(outage: Outage) {
     );
     if std::env::var_os("OTEDAMA_FIGURES").is_some() {
         let conditions = format!(
-            "{server}; pool, server and load on the same cores; {CONNECTIONS} connections, {rate} shares/s paced, {seconds} s of outage between as long a quiet time and one of recovery; practice chain"
+            "{server}; pool, server and load on the same cores; {CONNECTIONS} connections, {rate} shares/s paced, {seconds} s of outage after a quiet time as long, but not over {QUIET_SECONDS} s; practice chain"
         );
         let line = |what: &str, value: f64, unit: &str, counted: &str| {
             let line = serde_json::json!({"name": format!("outage_{}_{what}", outage.name()), "value": value, "unit": unit, "counted": counted, "conditions": conditions});

@@ -34,6 +34,21 @@ const REPLAYABLE: [usize; 18] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 1
 const FULL: [usize; 19] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 19];
 const ROLLUP: [usize; 19] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18];
 
+/// Where a column lies in a block: bytes from its begin.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ColumnPlace {
+    /// Its name.
+    pub name: &'static str,
+    /// Its name and type begin; of the first column, the block.
+    pub start: u64,
+    /// Its first value begins.
+    pub values: u64,
+    /// Behind its last value.
+    pub end: u64,
+    /// Bytes of a value.
+    pub width: usize,
+}
+
 /// What the rows of a segment keep: `[log] row`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -81,6 +96,22 @@ impl Layout {
     /// Bytes of a row over all of its columns.
     pub fn row_bytes(self) -> usize {
         self.columns().iter().filter_map(|&index| COLUMNS.get(index)).map(|column| column.2).sum()
+    }
+
+    /// Where the columns lie in a block of so many rows, in its order: every value has a fixed width.
+    pub fn places(self, rows: u32) -> Vec<ColumnPlace> {
+        let varint_bytes = |value: u64| u64::from((64 - (value | 1).leading_zeros()).div_ceil(7));
+        let text_bytes = |text: &str| varint_bytes(text.len() as u64) + text.len() as u64;
+        let mut places = Vec::with_capacity(self.columns().len());
+        // The counts of columns and rows stand before the first column, and are taken with it.
+        let (mut start, mut at) = (0, varint_bytes(self.columns().len() as u64) + varint_bytes(u64::from(rows)));
+        for &(name, kind, width) in self.columns().iter().filter_map(|&index| COLUMNS.get(index)) {
+            let values = at + text_bytes(name) + text_bytes(kind);
+            at = values + u64::from(rows) * width as u64;
+            places.push(ColumnPlace { name, start, values, end: at, width });
+            start = at;
+        }
+        places
     }
 
     /// True where a row has all that its share's header was made of. Of `Rollup`, the rows that are no sums.

@@ -37,7 +37,7 @@ pub use error::{JournalFull, LogError};
 pub use id_map::{IdHasher, IdMap, IdSet, mix};
 pub use journal::Journal;
 pub use journal_format::{BATCH_DIMENSIONS_MAX, BATCH_ROWS_MAX};
-pub use layout::{COLUMNS, Layout};
+pub use layout::{COLUMNS, ColumnPlace, Layout};
 pub use log::{LogCounters, LogHandles, LogSettings, ShareLog, Trouble};
 pub use records::{BlockRecord, BlockStatus, DimensionEntry, JobRecord, RunRecord};
 pub use sealer::{SealStep, Sealer};

@@ -42,7 +42,7 @@ impl SegmentStore {
         Ok(metas)
     }
 
-    /// The `.native` file of a segment: the bytes to POST.
+    /// The `.native` file of a segment: one block that ClickHouse takes as it is.
     pub fn native_path(&self, meta: &SegmentMeta) -> PathBuf {
         native_path(&self.dir, meta.seg)
     }

@@ -2,8 +2,10 @@
 //! `cargo run --release -p otedama-shipper --example rate` (18.16), and with `OTEDAMA_TEST_SERVER=engine OTEDAMA_ENGINE=... OTEDAMA_LIBCHDB=...` the modern engine;
 //! `cargo xtask figures ship` takes the median of several.
 //!
-//! End to end means: from a log with sealed segments to the last acknowledgement, cursor and row of `segments` included. The other ways read the very segments by `file()`, one
-//! statement a segment, and the rows of a table. All take turns within a round, with merges stopped, because clock and neighbours drift.
+//! End to end means: from a log with sealed segments to the last acknowledgement, cursor and row of `segments` included. The server's own ways are one statement over a table
+//! that has the same rows in the order of their arrival, one over a table that has them by worker, and on the modern engine one statement per segment over `file()`.
+//! Server and client share the machine's cores, nothing is pinned. All take turns within a round, with merges stopped, because clock and neighbours drift.
+mod farm;
 #[path = "../tests/log/mod.rs"]
 mod log;
 #[path = "../tests/running/mod.rs"]
@@ -11,8 +13,8 @@ mod running;
 #[path = "../tests/server/mod.rs"]
 mod server;
 
-use log::{FIRST_US, Log};
-use otedama_primitives::{Coin, ShareRow, ShareStatus};
+use farm::farm;
+use log::Log;
 use otedama_sharelog::Layout;
 use otedama_shipper::schema::{SHARES, segment_columns};
 use otedama_shipper::{ShipperSettings, probe};
@@ -26,35 +28,43 @@ const SEGMENTS: u32 = 4;
 const ROWS: u64 = SEGMENT_ROWS as u64 * SEGMENTS as u64;
 const ROUNDS: usize = 5;
 
-/// A number that looks random, the same for the same input (SplitMix64).
-fn mixed(number: u64) -> u64 {
-    let mut word = number.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(0x1234_5678_9abc_def1);
-    word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    word ^ (word >> 31)
+/// How rows come into `shares`. Of the server's own ways, a table in order of arrival and a file are the same rows in the same order as in the log; a table that is sorted
+/// already leaves the server the least that there can be.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Shipper { in_flight: usize },
+    SelectArrival,
+    SelectSorted,
+    SelectFile,
 }
 
-/// A farm at a million shares a second: 100,000 workers, half of the shares from a tenth of them, two refusals in a hundred.
-fn farm(number: u64) -> ShareRow {
-    let (one, two) = (mixed(number), mixed(number ^ (1 << 63)));
-    let worker = if one & 1 == 0 { two % 10_000 } else { two % 100_000 };
-    let exponent = mixed(worker) % 8;
-    ShareRow {
-        worker: mixed(worker ^ 77),
-        work: 1 << (36 + exponent),
-        extranonce2: number / 100_000,
-        arrival_us: FIRST_US + number,
-        session: 1 + worker as u32,
-        job: 1 + (number / 30_000_000) as u32,
-        nonce: (one >> 32) as u32,
-        ntime: 1_795_218_379 + (number / 1_000_000) as u32,
-        version: 0x2000_0000 | (two as u32 & 0x1fff_e000),
-        share_difficulty: (1 << exponent) as f32 / (1e-6 + (two >> 40) as f32 / (1 << 24) as f32),
-        latency_us: 20 + (one >> 58) as u32,
-        status: if one.is_multiple_of(50) { ShareStatus::Stale as u8 } else { ShareStatus::Accepted as u8 },
-        flags: 0,
-        net: 0,
-        coin: Coin::Bitcoin as u8,
+const LEGACY_WAYS: [Way; 3] = [Way::Shipper { in_flight: 1 }, Way::SelectArrival, Way::SelectSorted];
+const MODERN_WAYS: [Way; 5] =
+    [Way::Shipper { in_flight: 1 }, Way::Shipper { in_flight: 4 }, Way::SelectArrival, Way::SelectSorted, Way::SelectFile];
+
+impl Way {
+    fn name(self) -> String {
+        match self {
+            Self::Shipper { in_flight: 1 } => "shipper".to_owned(),
+            Self::Shipper { in_flight } => format!("shipper_{in_flight}_in_flight"),
+            Self::SelectArrival => "insert_select".to_owned(),
+            Self::SelectSorted => "insert_select_sorted".to_owned(),
+            Self::SelectFile => "insert_select_file".to_owned(),
+        }
+    }
+
+    fn is_own(self) -> bool {
+        matches!(self, Self::Shipper { .. })
+    }
+
+    /// What its figures are of.
+    fn what(self) -> &'static str {
+        match self {
+            Self::Shipper { .. } => "sealed segments to the last acknowledgement, shipped by worker",
+            Self::SelectArrival => "the server's own INSERT ... SELECT from a table that has the rows as they arrived",
+            Self::SelectSorted => "the server's own INSERT ... SELECT from a table that has the rows by worker, as shares wants them",
+            Self::SelectFile => "the server's own INSERT ... SELECT from the very segments by file()",
+        }
     }
 }
 
@@ -123,35 +133,27 @@ async fn main() {
     let structure = structure.join(", ").replace('\'', "\\'");
     let files: Vec<String> = metas.iter().map(|meta| log.store().native_path(meta).to_str().expect("UTF-8").to_owned()).collect();
     server.query("SYSTEM STOP MERGES");
-    let ways = if server.is_modern() {
-        &["shipper", "shipper, 4 in flight", "INSERT SELECT file()", "INSERT SELECT table"][..]
-    } else {
-        // 18.16 splits the structure of a file at every comma, those of an Enum too.
-        &["shipper", "INSERT SELECT table"]
-    };
+    // 18.16 splits the structure of a file at every comma, those of an Enum too.
+    let ways = if server.is_modern() { &MODERN_WAYS[..] } else { &LEGACY_WAYS[..] };
     let mut costs = vec![Vec::new(); ways.len()];
     for round in 0..=ROUNDS {
-        for (way, name) in ways.iter().enumerate() {
-            let database = format!("rate_{way}");
-            let settings = ShipperSettings {
-                database: database.clone(),
-                inserts_in_flight: if name.ends_with("4 in flight") { 4 } else { 1 },
-                ..settings(server.url())
-            };
+        for (number, way) in ways.iter().enumerate() {
+            let database = format!("rate_{number}");
+            let in_flight = if let Way::Shipper { in_flight } = way { *in_flight } else { 1 };
+            let settings = ShipperSettings { database: database.clone(), inserts_in_flight: in_flight, ..settings(server.url()) };
             tables(&settings).await;
             let shares = format!("{database}.shares");
+            let from = |source: &str| format!("INSERT INTO {shares} {columns} SELECT {names} FROM {source}");
             let meter = Meter::start(pid);
-            match *name {
-                "INSERT SELECT file()" => {
+            match way {
+                Way::SelectFile => {
                     for file in &files {
-                        server
-                            .query(&format!("INSERT INTO {shares} {columns} SELECT {names} FROM file('{file}', 'Native', '{structure}')"));
+                        server.query(&from(&format!("file('{file}', 'Native', '{structure}')")));
                     }
                 }
-                "INSERT SELECT table" => {
-                    server.query(&format!("INSERT INTO {shares} {columns} SELECT {names} FROM rate_0.shares"));
-                }
-                _ => {
+                Way::SelectArrival => drop(server.query(&from("rate_source.arrival"))),
+                Way::SelectSorted => drop(server.query(&from("rate_source.sorted"))),
+                Way::Shipper { .. } => {
                     // The log is shipped anew.
                     let _ = std::fs::remove_file(log.dir().join("cursor-shipper"));
                     let run = Running::start(settings, log.store());
@@ -160,15 +162,31 @@ async fn main() {
                 }
             }
             let cost = meter.read(pid);
+            let name = way.name();
             assert_eq!(server.query(&format!("SELECT count() FROM {shares}")).trim(), ROWS.to_string(), "{name}");
             assert_eq!(server.query(&format!("SELECT sum(shares) FROM {database}.worker_minute")).trim(), ROWS.to_string(), "{name}");
             // The first round warms caches, page cache and allocators.
             if round > 0 {
-                costs[way].push(cost);
+                costs[number].push(cost);
+            } else if number == 0 {
+                server.query("CREATE DATABASE rate_source");
+                // A part per segment, as in shares.
+                for (table, key) in [("arrival", "seg, seq"), ("sorted", "worker, time")] {
+                    let partitions = "PARTITION BY toYYYYMMDD(time, 'UTC')";
+                    server
+                        .query(&format!("CREATE TABLE rate_source.{table} ENGINE = MergeTree() {partitions} ORDER BY ({key}) AS SELECT * FROM {shares} WHERE 0"));
+                    for meta in &metas {
+                        server.query(&format!(
+                            "INSERT INTO rate_source.{table} SELECT * FROM {shares} WHERE seg = {} ORDER BY {key}",
+                            meta.seg
+                        ));
+                    }
+                    assert_eq!(server.query(&format!("SELECT count() FROM rate_source.{table}")).trim(), ROWS.to_string(), "{table}");
+                }
             }
         }
-        for way in 0..ways.len() {
-            server.query(&format!("DROP DATABASE rate_{way}"));
+        for number in 0..ways.len() {
+            server.query(&format!("DROP DATABASE rate_{number}"));
         }
     }
     let version = server.query("SELECT version()").trim().to_owned();
@@ -180,35 +198,30 @@ async fn main() {
         println!(r#"{{"name":"{kind}_{name}","value":{value:.3},"unit":"{unit}","counted":"{counted}","conditions":"{conditions}"}}"#);
     };
     let per_row = |costs: &[Cost], of: fn(&Cost) -> f64| median(costs.iter().map(|cost| of(cost) * 1e9 / ROWS as f64).collect());
-    let word = |name: &str| name.to_lowercase().replace("file()", "file").replace(", ", "_").replace(' ', "_");
-    for (name, costs) in ways.iter().zip(&costs) {
-        let rate = median(costs.iter().map(|cost| ROWS as f64 / cost.wall_s).collect());
-        line(
-            format!("{}_rows_per_s", word(name)),
-            rate,
-            "rows/s",
-            "rows acknowledged, or inserted by the server itself, per second of wall time",
-        );
-        line(format!("{}_server_ns", word(name)), per_row(costs, |cost| cost.server_s), "ns/row", "CPU time of the server");
-        if name.starts_with("shipper") {
-            line(format!("{}_own_ns", word(name)), per_row(costs, |cost| cost.own_s), "ns/row", "CPU time of the shipper");
+    for (way, costs) in ways.iter().zip(&costs) {
+        let (name, what) = (way.name(), way.what());
+        let rates: Vec<f64> = costs.iter().map(|cost| ROWS as f64 / cost.wall_s).collect();
+        line(format!("{name}_rows_per_s"), median(rates), "rows/s", &format!("rows per second of wall time: {what}"));
+        line(format!("{name}_server_ns"), per_row(costs, |cost| cost.server_s), "ns/row", &format!("CPU time of the server: {what}"));
+        if way.is_own() {
+            line(
+                format!("{name}_client_ns"),
+                per_row(costs, |cost| cost.own_s),
+                "ns/row",
+                "CPU time of the shipper, dimension records and probe included",
+            );
         }
     }
     // Pairs of one round, so that drift is in both.
     let ratio = |one: usize, other: usize, of: fn(&Cost) -> f64| {
         median(costs[one].iter().zip(&costs[other]).map(|(one, other)| of(other) / of(one)).collect())
     };
-    let own = ways.iter().position(|name| name.starts_with("INSERT")).expect("a way of the server's own");
-    for other in own..ways.len() {
-        for one in 0..own {
-            let pair = format!("{}_to_{}", word(ways[one]), word(ways[other]));
+    for (one, shipper) in ways.iter().enumerate().filter(|(_, way)| way.is_own()) {
+        for (other, select) in ways.iter().enumerate().filter(|(_, way)| !way.is_own()) {
+            let pair = format!("{}_to_{}", shipper.name(), select.name());
             line(format!("{pair}_ratio"), ratio(one, other, |cost| cost.wall_s), "ratio", "rates by wall time, within one round");
-            line(
-                format!("{pair}_cpu_ratio"),
-                ratio(one, other, |cost| cost.server_s),
-                "ratio",
-                "rates by the CPU time of the server, within one round",
-            );
+            let counted = "rates by the CPU time of the server, within one round";
+            line(format!("{pair}_cpu_ratio"), ratio(one, other, |cost| cost.server_s), "ratio", counted);
         }
     }
 }

@@ -689,7 +689,12 @@ impl<S: Sink> Link<S> {
             )));
         }
         let sql = insert_sql(&self.settings.database, server.shares, &segment_columns(meta.layout), "Native");
-        self.insert(&sql, Some((server, token)), Body::File { path, size: meta.native_bytes, crc32c: meta.crc32c }).await?;
+        self.insert(
+            &sql,
+            Some((server, token)),
+            Body::Segment { path, size: meta.native_bytes, crc32c: meta.crc32c, rows: meta.rows, layout: meta.layout },
+        )
+        .await?;
         if pending.doubtful && server.method == Method::Tokens && !server.replicated {
             // A server that lost power may remember the token of a first try and have lost its rows: then it has dropped this one as its repetition. Rows are never looked for
             // first instead: they can be there while a view that the first try did not come to still lacks them, which the repetition mends.

@@ -105,7 +105,7 @@ impl Sink for ModelSink {
     async fn insert(&self, sql: &str, settings: &[(&'static str, String)], body: Body) -> Result<(), SinkError> {
         let body = match body {
             Body::Memory(bytes) => bytes,
-            Body::File { path, .. } => Bytes::from(std::fs::read(path).expect("the segment")),
+            Body::Segment { path, .. } => Bytes::from(std::fs::read(path).expect("the segment")),
         };
         let settings = settings.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
         let outcome = self.outcome(Insert { sql: sql.to_owned(), settings, body: body.to_vec() });

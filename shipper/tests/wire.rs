@@ -4,9 +4,8 @@ mod mock;
 
 use log::Log;
 use mock::{Act, Mock};
-use otedama_sharelog::BlockStatus;
-use otedama_sharelog::Layout;
 use otedama_sharelog::store::Cursor;
+use otedama_sharelog::{BlockStatus, Layout, LoggedRow, SegmentBlock};
 use otedama_shipper::schema::segment_columns;
 use otedama_shipper::{Pace, Shipper, ShipperSettings, ShipperState, StateKind, Timeouts};
 use std::net::{Ipv4Addr, TcpListener};
@@ -74,8 +73,20 @@ fn passed(log: &Log) -> u32 {
     Cursor::open(log.dir(), "shipper").and_then(|cursor| cursor.load()).expect("cursor").segment
 }
 
+fn rows_of(block: &[u8]) -> Vec<LoggedRow> {
+    let block = SegmentBlock::parse(block).expect("one block");
+    (0..block.rows()).map(|row| block.row(row)).collect()
+}
+
+/// The rows of a segment in the order of their table.
+fn by_worker(segment: &[u8]) -> Vec<LoggedRow> {
+    let mut rows = rows_of(segment);
+    rows.sort_by_key(|row| row.worker);
+    rows
+}
+
 #[tokio::test]
-async fn a_segment_goes_out_as_it_lies_on_the_disk_under_the_settings_of_a_modern_server() {
+async fn a_segment_goes_out_in_the_order_of_its_table_under_the_settings_of_a_modern_server() {
     let mock = Mock::start(MODERN);
     let mut log = Log::new();
     log.segment(1000, 5);
@@ -84,7 +95,10 @@ async fn a_segment_goes_out_as_it_lies_on_the_disk_under_the_settings_of_a_moder
     let inserts = mock.segment_inserts();
     assert_eq!(inserts.len(), 1);
     let meta = &log.store().segments().expect("segments")[0];
-    assert_eq!(inserts[0].body, std::fs::read(log.store().native_path(meta)).expect("the segment"));
+    let segment = std::fs::read(log.store().native_path(meta)).expect("the segment");
+    let sent = rows_of(&inserts[0].body);
+    assert_eq!(sent, by_worker(&segment));
+    assert!(sent != rows_of(&segment) && sent.is_sorted_by_key(|row| (row.worker, row.arrival_us, row.seq)));
     assert_eq!(inserts[0].sql, format!("INSERT INTO `otedama`.`shares` {} FORMAT Native", segment_columns(Layout::Replayable)));
     let token = format!("otedama-7-{}-{:016x}", meta.name, meta.content_hash);
     let sent: Vec<_> = inserts[0].settings.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
@@ -297,7 +311,8 @@ async fn a_damaged_segment_never_reaches_the_server_whole() {
     run.until("the other damage", |state| state.last_error().contains("bytes, its .meta says")).await;
     std::fs::write(&path, &sound).expect("restored from a copy");
     run.shipped(1).await;
-    assert_eq!(mock.segment_inserts()[0].body, sound);
+    let inserts = mock.segment_inserts();
+    assert_eq!(rows_of(&inserts[0].body), by_worker(&sound));
 }
 
 #[tokio::test]

@@ -32,6 +32,7 @@ enum Topic {
     Parser,
     Network,
     Ship,
+    Outages,
     Scan,
     Day,
 }
@@ -58,12 +59,13 @@ impl Request {
             "start" => (Topic::Start, 15, 0),
             "kernels" => (Topic::Kernels, 5, 0),
             "drivers" => (Topic::Drivers, 5, 5),
-            "log" => (Topic::Log, 5, 5),
+            "log" => (Topic::Log, 3, 5),
             "sql" => (Topic::Sql, 3, 0),
             "loadgen" => (Topic::Loadgen, 20, 20),
             "parser" => (Topic::Parser, 5, 0),
             "network" => (Topic::Network, 5, 5),
-            "ship" => (Topic::Ship, 3, 60),
+            "ship" => (Topic::Ship, 3, 0),
+            "outages" => (Topic::Outages, 1, 60),
             "scan" => (Topic::Scan, 5, 0),
             "day" => (Topic::Day, 1, 0),
             other => return Err(Failure::Usage(format!("there is no topic {other}"))),
@@ -112,6 +114,7 @@ impl Request {
             Topic::Parser => "parser",
             Topic::Network => "network",
             Topic::Ship => "ship",
+            Topic::Outages => "outages",
             Topic::Scan => "scan",
             Topic::Day => "day",
         }
@@ -131,6 +134,7 @@ impl Request {
             | Topic::Loadgen
             | Topic::Network
             | Topic::Ship
+            | Topic::Outages
             | Topic::Scan
             | Topic::Day => &[],
         }
@@ -141,7 +145,7 @@ impl Request {
         match self.topic {
             Topic::Kernels | Topic::Parser => &["benches"],
             // Examples and tests, which cargo builds as it runs them.
-            Topic::Sql | Topic::Ship => &[],
+            Topic::Sql | Topic::Ship | Topic::Outages => &[],
             Topic::Scan => &["otedama-sharelog"],
             Topic::Pipeline | Topic::Memory | Topic::Start | Topic::Drivers | Topic::Log | Topic::Network | Topic::Day => {
                 &["otedama", "loadgen"]
@@ -154,7 +158,7 @@ impl Request {
     fn command(&self) -> String {
         let has_seconds = matches!(
             self.topic,
-            Topic::Pipeline | Topic::Memory | Topic::Drivers | Topic::Log | Topic::Network | Topic::Ship | Topic::Loadgen
+            Topic::Pipeline | Topic::Memory | Topic::Drivers | Topic::Log | Topic::Network | Topic::Outages | Topic::Loadgen
         );
         let seconds = if has_seconds { format!(" --seconds {}", self.seconds) } else { String::new() };
         let rows =
@@ -232,6 +236,7 @@ pub fn run(root: &Path, request: &Request) -> Result<(), Failure> {
         Topic::Loadgen => bench.comparison()?,
         Topic::Network => bench.network(&path)?,
         Topic::Ship => bench.ship()?,
+        Topic::Outages => bench.outages()?,
         Topic::Scan => bench.scan()?,
         Topic::Day => bench.day()?,
     };

@@ -17,9 +17,10 @@ use std::process::ExitCode;
 
 const USAGE: &str = "\
 usage: cargo xtask test [--lane quick|node|clickhouse|engine|faults]... [--long]
-       cargo xtask figures pipeline|memory|start|kernels|drivers|log|parser|loadgen [--runs N] [--seconds N] [--no-build]
+       cargo xtask figures pipeline|memory|start|kernels|drivers|parser|loadgen [--runs N] [--seconds N] [--no-build]
        cargo xtask figures network [--part workers|farm|hundred|latency|slowloris|flood|overload]... [--runs N] [--seconds N] [--no-build]
-       cargo xtask figures ship [--runs N] [--seconds N] [--no-build]
+       cargo xtask figures log|outages [--runs N] [--seconds N] [--no-build]
+       cargo xtask figures ship [--runs N] [--no-build]
        cargo xtask figures scan|sql [--rows N] [--runs N] [--no-build]
        cargo xtask figures day [--rows N] [--runs N] [--no-build]
        cargo xtask figures table [--check]

@@ -187,7 +187,8 @@ impl Sealed {
     /// As the shipper does it.
     fn send(&self, runtime: &tokio::runtime::Runtime, url: &str) -> Result<(), String> {
         let sink = HttpSink::new(url, "", "", Timeouts::default());
-        let body = Body::File { path: self.store.native_path(&self.meta), size: self.meta.native_bytes, crc32c: self.meta.crc32c };
+        let (path, meta) = (self.store.native_path(&self.meta), &self.meta);
+        let body = Body::Segment { path, size: meta.native_bytes, crc32c: meta.crc32c, rows: meta.rows, layout: meta.layout };
         runtime.block_on(sink.insert("INSERT INTO shares FORMAT Native", &[], body)).map_err(|error| format!("the insert: {error}"))
     }
 }

@@ -15,10 +15,13 @@ impl Bench<'_> {
         for run in 0..self.request.runs {
             let mut lines = lines_of(&self.examples.join("rates"), &[])?;
             lines.push_str(&lines_of(&self.examples.join("recovery"), &[])?);
-            lines.push_str(&lines_of(&self.examples.join("bytes"), &[])?);
             gather(&mut gathered, run, &lines)?;
             println!("run {run}: {} figures", gathered.len());
         }
+        // The same bytes every time.
+        let mut bytes = Vec::new();
+        gather(&mut bytes, 0, &lines_of(&self.examples.join("bytes"), &[])?)?;
+        gathered.append(&mut bytes);
         let mut figures: Vec<Value> =
             gathered.iter().map(|one| self.figure(&one.name, &one.values, &one.unit, &one.counted, &joined(&one.conditions))).collect();
         for (connections, depth) in SHAPES {

@@ -1,14 +1,18 @@
-//! The topics `ship` and `scan`: what the way to ClickHouse and the tables of `otedama shares` cost, and what a ClickHouse in trouble does to a pool.
+//! The topics `ship`, `outages` and `scan`: what the way to ClickHouse and the tables of `otedama shares` cost, and what a ClickHouse in trouble does to a pool.
 use super::Bench;
-use super::suites::{gather, joined, lines_of};
+use super::suites::{Gathered, gather, joined, lines_of};
 use crate::Failure;
 use crate::{engine, install};
 use serde_json::Value;
 use std::process::Command;
 
-/// Half an hour of this many shares a second is what an outage holds up, whatever its seconds.
+/// Half an hour of this many shares a second is what the absence of a server holds up, whatever its seconds.
 const HELD_UP_PER_S: f64 = 1000.0;
 const HALF_AN_HOUR_S: f64 = 1800.0;
+/// The other troubles last so long: every insert of the time meets them.
+const TROUBLE_SECONDS: u32 = 12;
+/// The test of a server that is away.
+const AWAY: &str = "clickhouse_that_is_away";
 
 impl Bench<'_> {
     /// `otedama shares` over so many rows.
@@ -21,38 +25,66 @@ impl Bench<'_> {
         for (run, lines) in lines.chunks(lines.len().div_ceil(runs).max(1)).enumerate() {
             gather(&mut gathered, run, &lines.join("\n"))?;
         }
-        Ok(gathered.iter().map(|one| self.figure(&one.name, &one.values, &one.unit, &one.counted, &joined(&one.conditions))).collect())
+        Ok(self.figures(&gathered))
     }
 
-    /// The shipper's transport, end to end into the servers there are, a block candidate's way to a node, and the outages.
+    /// The client's side from the journal to the socket, end to end into both servers, what a share takes on their disks, and a block candidate's way to a node.
     pub(super) fn ship(&self) -> Result<Vec<Value>, Failure> {
         install::ensure(&install::CLICKHOUSE)?;
-        let engine = if engine::is_fetched(self.root) { Some(engine::ensure(self.root)?) } else { None };
-        let mut modern = Vec::new();
-        if let Some(engine) = &engine {
-            modern.push(("OTEDAMA_TEST_SERVER", "engine".to_owned()));
-            modern.push(("OTEDAMA_ENGINE", engine.binary.to_string_lossy().into_owned()));
-            modern.push(("OTEDAMA_LIBCHDB", engine.library.to_string_lossy().into_owned()));
-        }
-        let mut outages = modern.clone();
-        outages.push(("OTEDAMA_FIGURES", "1".to_owned()));
-        outages.push(("OTEDAMA_REQUIRE_CLICKHOUSE", "1".to_owned()));
-        outages.push(("OTEDAMA_OUTAGE_SECONDS", self.request.seconds.to_string()));
-        outages.push(("OTEDAMA_OUTAGE_RATE", (HELD_UP_PER_S * HALF_AN_HOUR_S / f64::from(self.request.seconds)).round().to_string()));
+        let modern = self.modern()?;
         let mut gathered = Vec::new();
         for run in 0..self.request.runs {
             let mut lines = self.example("otedama-shipper", "cost", &[])?;
             lines.push_str(&self.example("otedama-chain", "submit", &[])?);
             lines.push_str(&self.example("otedama-shipper", "rate", &[])?);
-            if engine.is_some() {
-                lines.push_str(&self.example("otedama-shipper", "rate", &modern)?);
-            }
-            let words = ["test", "--release", "--package", "otedama", "--test", "outages", "--", "--nocapture", "--test-threads", "1"];
-            lines.push_str(&self.printed(&words, &outages)?);
+            lines.push_str(&self.example("otedama-shipper", "rate", &modern)?);
             gather(&mut gathered, run, &lines)?;
             println!("run {run}: {} figures", gathered.len());
         }
-        Ok(gathered.iter().map(|one| self.figure(&one.name, &one.values, &one.unit, &one.counted, &joined(&one.conditions))).collect())
+        // The same bytes every time.
+        let mut on_disk = Vec::new();
+        let lines = self.example("otedama-shipper", "disk", &[])? + &self.example("otedama-shipper", "disk", &modern)?;
+        gather(&mut on_disk, 0, &lines)?;
+        gathered.append(&mut on_disk);
+        Ok(self.figures(&gathered))
+    }
+
+    /// A pool whose ClickHouse is in trouble, under load all the while.
+    pub(super) fn outages(&self) -> Result<Vec<Value>, Failure> {
+        install::ensure(&install::CLICKHOUSE)?;
+        let rate = (HELD_UP_PER_S * HALF_AN_HOUR_S / f64::from(self.request.seconds)).round();
+        let variables = |seconds: u32| {
+            [
+                ("OTEDAMA_FIGURES", "1".to_owned()),
+                ("OTEDAMA_REQUIRE_CLICKHOUSE", "1".to_owned()),
+                ("OTEDAMA_OUTAGE_SECONDS", seconds.to_string()),
+                ("OTEDAMA_OUTAGE_RATE", rate.to_string()),
+            ]
+        };
+        let words = ["test", "--release", "--package", "otedama", "--test", "outages", "--", "--nocapture", "--test-threads", "1"];
+        let mut gathered = Vec::new();
+        for run in 0..self.request.runs {
+            let mut lines = self.printed(&[&words[..], &[AWAY]].concat(), &variables(self.request.seconds))?;
+            let seconds = self.request.seconds.min(TROUBLE_SECONDS);
+            lines.push_str(&self.printed(&[&words[..], &["--skip", AWAY]].concat(), &variables(seconds))?);
+            gather(&mut gathered, run, &lines)?;
+            println!("run {run}: {} figures", gathered.len());
+        }
+        Ok(self.figures(&gathered))
+    }
+
+    fn figures(&self, gathered: &[Gathered]) -> Vec<Value> {
+        gathered.iter().map(|one| self.figure(&one.name, &one.values, &one.unit, &one.counted, &joined(&one.conditions))).collect()
+    }
+
+    /// What tells an example to take the modern engine, which is fetched where it is missing.
+    fn modern(&self) -> Result<[(&'static str, String); 3], Failure> {
+        let engine = engine::ensure(self.root)?;
+        Ok([
+            ("OTEDAMA_TEST_SERVER", "engine".to_owned()),
+            ("OTEDAMA_ENGINE", engine.binary.to_string_lossy().into_owned()),
+            ("OTEDAMA_LIBCHDB", engine.library.to_string_lossy().into_owned()),
+        ])
     }
 
     fn example(&self, package: &str, name: &str, variables: &[(&str, String)]) -> Result<String, Failure> {
