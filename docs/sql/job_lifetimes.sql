@@ -2,7 +2,8 @@
 -- question: How long do jobs live, and how many shares does each get before and after its end?
 -- param since DateTime = 1d: start of the span
 -- param until DateTime = now: end of the span
--- answer: One line per job that was made in the span. life_s is 0 while it is live. Stale shares on a job are those that arrived after its end.
+-- answer: One line per job that was made in the span. life_s is 0 while it is live; a job whose server was killed ended with the last that its log shows of that server, as soon as the next start
+--   has said so. Stale shares on a job are those that arrived after its end.
 SELECT job, height_mined, is_clean, created, life_s, accepted, stale, refused_else
 FROM
 (

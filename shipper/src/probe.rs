@@ -91,6 +91,11 @@ pub async fn probe<S: Sink>(sink: &S, settings: &ShipperSettings) -> Result<Serv
             }
         }
         schema = schema.max(schema::VERSION);
+        match word_comments(sink, settings, &flavour).await {
+            // A user who may not is no reason to stop.
+            Ok(()) | Err(SinkError::Refused { .. }) => {}
+            Err(error) => return Err(error),
+        }
     }
     let shares = if tables.contains_key(SHARES_LOCAL) { SHARES_LOCAL } else { SHARES.name };
     check_columns(sink, settings, shares, schema).await?;
@@ -124,6 +129,20 @@ async fn schema_version<S: Sink>(sink: &S, settings: &ShipperSettings, tables: &
     let view = format!("{}.{}", identifier(&settings.database), identifier(schema::VERSION_VIEW));
     let text = sink.query(&format!("SELECT max(version) FROM {view} FORMAT TabSeparated")).await?;
     text.trim().parse().map_err(|_| SinkError::Mismatch(format!("{view} answers {text:?} where the version of the schema should stand")))
+}
+
+/// Puts the comments of columns into the words of this release, where they differ.
+async fn word_comments<S: Sink>(sink: &S, settings: &ShipperSettings, flavour: &Flavour) -> Result<(), SinkError> {
+    let database = &settings.database;
+    let sql = format!("SELECT table, name, comment FROM system.columns WHERE database = {} FORMAT TabSeparated", literal(database));
+    let text = sink.query(&sql).await?;
+    let found: BTreeMap<(&str, &str), &str> = rows::<3>(&text).map(|[table, name, comment]| ((table, name), comment)).collect();
+    for (table, column, comment) in schema::comments(flavour) {
+        if found.get(&(table.as_str(), column)).is_some_and(|found| unescaped(found) != comment) {
+            sink.query(&schema::comment_sql(flavour, database, &table, column, comment)).await?;
+        }
+    }
+    Ok(())
 }
 
 /// Engine with its arguments by table name.

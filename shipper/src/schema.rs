@@ -76,6 +76,13 @@ pub struct Table {
     comment: &'static str,
 }
 
+/// Comment of `work` in the legacy table of shares, the one whose bare sum wraps.
+const WORK_THAT_WRAPS: &str = "Expected hashes it was judged at, exact; credited where accepted; its difficulty is work * 65535 / 2^48. sum(work) wraps here: take sum(toDecimal128(work, 0)), a roll-up or shares_named";
+
+/// The column of modern servers that no insert has.
+const TS: &str = "ts";
+const TS_COMMENT: &str = "time and us in one";
+
 /// Stands in `Column::kind` for UInt128 in a modern table and for Decimal(38, 0) in a legacy one.
 const WORK: &str = "WORK";
 
@@ -116,11 +123,11 @@ pub const SHARES: Table = Table {
             "UInt8",
             "1 block candidate, 2 late: a newer job of the same parent had been sent, 4 judged in the grace after a retarget, 8 the candidate reached the node by way of the log, as its ring was full",
         ),
-        column("work", WORK, "Expected hashes it was judged at, exact; credited where accepted"),
+        column("work", WORK, "Expected hashes it was judged at, exact; credited where accepted; its difficulty is work * 65535 / 2^48"),
         coded("share_difficulty", "Float32", "NONE", "Difficulty of the hash, for display; 0 where nothing was hashed; the best of a sum"),
         coded("nonce", "UInt32", "NONE", "Header nonce; 0 in a sum"),
         coded("ntime", "UInt32", "Delta, LZ4", "Header time, seconds; 0 in layout lean and in a sum"),
-        coded("version", "UInt32", "T64, LZ4", "Header version as hashed, rolled bits included; 0 in layout lean and in a sum"),
+        coded("version", "UInt32", "T64, LZ4", "Header version as hashed, rolled bits included; in a row of bad_version, which is not hashed, the bits as the miner sent them; 0 in layout lean and in a sum"),
         coded("extranonce2", "UInt64", "T64, LZ4", "Extranonce2 as a big-endian number; 0 in layout lean and in a sum"),
         coded("latency_us", "UInt32", "T64, LZ4", "Bytes read to append to the log, microseconds; the mean of a sum"),
         coded(
@@ -163,7 +170,7 @@ pub const SESSIONS: Table = Table {
         column("extranonce1", "UInt32", "Extranonce1 as a big-endian number"),
         column("extranonce2_bytes", "UInt8", "Bytes of extranonce2"),
         column("net", "UInt8", "Index of the net stage that serves it"),
-        column("peer", "String", "Peer address"),
+        column("peer", "String", "Peer address with its port behind the last colon"),
         column("agent", "String", "User agent of mining.subscribe"),
         column("time", "DateTime('UTC')", "When it subscribed, seconds, UTC"),
         column("us", "UInt32", "Microseconds within the second of time"),
@@ -194,8 +201,12 @@ pub const JOBS: Table = Table {
         column("clean", "UInt8", "1 for the first job on a new parent"),
         column("time", "DateTime('UTC')", "When the template arrived, seconds, UTC"),
         column("us", "UInt32", "Microseconds within the second of time"),
-        column("ended", "DateTime('UTC')", "When it ended, seconds, UTC; 1970-01-01 while it is live"),
-        column("ended_us", "UInt32", "Microseconds within the second of ended"),
+        column(
+            "ended",
+            "DateTime('UTC')",
+            "When it ended, seconds, UTC; 1970-01-01 while it is live. A job whose server was killed ended with the last that its log shows of that server; the next start says so",
+        ),
+        column("ended_us", "UInt32", "Microseconds within the second of ended; 0 while it is live"),
     ],
     key: "job",
     version: "ended",
@@ -468,7 +479,6 @@ pub fn migration(flavour: &Flavour, database: &str, from: u32) -> Vec<String> {
         for table in TABLES {
             statements.extend(table.columns.iter().filter(|column| column.since == 3).flat_map(|column| scheme.add_column(table, column)));
         }
-        statements.extend(scheme.comments_of_version_3());
         for roll_up in &ROLL_UPS {
             let view = format!("{}_view", roll_up.name);
             if scheme.legacy() {
@@ -488,7 +498,18 @@ pub fn migration(flavour: &Flavour, database: &str, from: u32) -> Vec<String> {
     statements
 }
 
-/// `migration` as a script for `clickhouse-client -mn`.
+/// Every commented column of every table, as this release words it: table, column, comment. Words are of no version: the shipper puts them right wherever it may.
+pub fn comments(flavour: &Flavour) -> Vec<(String, &'static str, &'static str)> {
+    Scheme { flavour, database: "", keep_days: 0 }.comments()
+}
+
+/// The statement that words a comment.
+pub fn comment_sql(flavour: &Flavour, database: &str, table: &str, column: &str, comment: &str) -> String {
+    let scheme = Scheme { flavour, database, keep_days: 0 };
+    format!("ALTER TABLE {}{} COMMENT COLUMN {} {}", scheme.table(table), scheme.on_cluster(), identifier(column), literal(comment))
+}
+
+/// `migration` as a script for `clickhouse-client -mn`, and behind it the comments of all columns.
 pub fn script_from(flavour: &Flavour, database: &str, from: u32, keep_days: u32) -> String {
     let mut script = format!("-- From version {from} of the schema to version {VERSION}.\n");
     let scheme = Scheme { flavour, database, keep_days };
@@ -507,6 +528,10 @@ pub fn script_from(flavour: &Flavour, database: &str, from: u32, keep_days: u32)
     }
     for statement in migration(flavour, database, from) {
         let _ = writeln!(script, "{statement};\n");
+    }
+    script.push_str("-- What columns mean, in the words of this release.\n");
+    for (table, column, comment) in comments(flavour) {
+        let _ = writeln!(script, "{};", comment_sql(flavour, database, &table, column, comment));
     }
     script
 }
@@ -663,41 +688,42 @@ impl Scheme<'_> {
         ))
     }
 
-    /// The tables of this name: in a cluster that of the shard too, where there is one.
+    /// Names of the tables of this name: in a cluster that of the shard too, where there is one.
     fn every(&self, name: &str) -> Vec<String> {
         let has_local = name == SHARES.name || ROLL_UPS.iter().any(|roll_up| roll_up.name == name);
         match self.flavour {
-            Flavour::Cluster(_) if has_local => vec![self.local(name), self.table(name)],
-            _ => vec![self.table(name)],
+            Flavour::Cluster(_) if has_local => vec![format!("{name}_local"), name.to_owned()],
+            _ => vec![name.to_owned()],
         }
     }
 
     /// Adds a column that an earlier version has not. 18.16 does not know IF NOT EXISTS: there a second try is refused with code 44, which says that it is done.
     fn add_column(&self, table: &Table, column: &Column) -> Vec<String> {
         let condition = if self.legacy() { "" } else { "IF NOT EXISTS " };
-        let add =
-            |place: String| format!("ALTER TABLE {place}{} ADD COLUMN {condition}{}", self.on_cluster(), self.column(column).trim_start());
+        let add = |name: String| {
+            format!("ALTER TABLE {}{} ADD COLUMN {condition}{}", self.table(&name), self.on_cluster(), self.column(column).trim_start())
+        };
         self.every(table.name).into_iter().map(add).collect()
     }
 
-    /// Comments that version 3 words anew, and those of its columns.
-    fn comments_of_version_3(&self) -> Vec<String> {
-        let shares = ["session", "job", "share_difficulty", "nonce", "ntime", "version", "extranonce2", "latency_us"];
-        let columns = [(&SHARES, &shares[..]), (&SEGMENTS, &["accepted"])];
-        let of_tables = columns.into_iter().flat_map(|(table, names)| {
-            // 18.16 forgets the comment of a column that it adds.
-            let changed = table.columns.iter().filter(|column| column.since == 3 || names.contains(&column.name));
-            changed.map(|column| (table.name, column.name, column.comment))
+    /// Every commented column of every table, as the statements above make it: table, column, comment.
+    fn comments(&self) -> Vec<(String, &'static str, &'static str)> {
+        let of_tables = TABLES.into_iter().flat_map(|table| {
+            let ts = (table.name == SHARES.name && !self.legacy()).then_some((TS, TS_COMMENT));
+            let columns = table.columns.iter().map(|column| (column.name, self.comment_in(table, column)));
+            columns.chain(ts).map(|(column, comment)| (table.name, column, comment))
         });
+        let of_roll_ups = ROLL_UPS
+            .iter()
+            .flat_map(|roll_up| roll_up.key.iter().chain(roll_up.sums).map(|(column, _, _, comment)| (roll_up.name, *column, *comment)));
         of_tables
-            .chain(ROLL_UPS.iter().map(|roll_up| (roll_up.name, COUNT.0, COUNT.3)))
-            .flat_map(|(table, column, comment)| {
-                let alter = move |place| {
-                    format!("ALTER TABLE {place}{} COMMENT COLUMN {} {}", self.on_cluster(), identifier(column), literal(comment))
-                };
-                self.every(table).into_iter().map(alter)
-            })
+            .chain(of_roll_ups)
+            .flat_map(|(table, column, comment)| self.every(table).into_iter().map(move |table| (table, column, comment)))
             .collect()
+    }
+
+    fn comment_in(&self, table: &Table, column: &Column) -> &'static str {
+        if self.legacy() && table.name == SHARES.name && is_work(column) { WORK_THAT_WRAPS } else { column.comment }
     }
 
     fn column(&self, column: &Column) -> String {
@@ -720,22 +746,17 @@ impl Scheme<'_> {
             .map(|column| {
                 // The wire has UInt64. Modern servers widen a Native column on its way in; 18.16 refuses (code 368), so its table keeps the wire type.
                 if column.kind == WORK && self.legacy() {
-                    self.column_line(
-                        column.name,
-                        "UInt64",
-                        "",
-                        "Expected hashes it was judged at, exact; credited where accepted. sum(work) wraps here: take sum(toDecimal128(work, 0)), a roll-up or shares_named",
-                    )
+                    self.column_line(column.name, "UInt64", "", WORK_THAT_WRAPS)
                 } else {
                     self.column(column)
                 }
             })
             .collect();
         if !self.legacy() {
-            lines.push(
-                "    `ts` DateTime64(6, 'UTC') ALIAS toDateTime64(time, 6, 'UTC') + toIntervalMicrosecond(us) COMMENT 'time and us in one'"
-                    .to_owned(),
-            );
+            lines.push(format!(
+                "    `{TS}` DateTime64(6, 'UTC') ALIAS toDateTime64(time, 6, 'UTC') + toIntervalMicrosecond(us) COMMENT {}",
+                literal(TS_COMMENT)
+            ));
         }
         let mut statements = vec![format!(
             "CREATE TABLE IF NOT EXISTS {}{}\n(\n{}\n)\nENGINE = {}\nPARTITION BY toYYYYMMDD(time, 'UTC')\nORDER BY ({}){}{}{}{}",
@@ -889,6 +910,37 @@ mod tests {
     }
 
     #[test]
+    fn the_words_of_a_column_are_those_it_is_made_with() {
+        for flavour in all() {
+            let made = ddl(&flavour, "otedama", KEEP_DAYS);
+            let comments = comments(&flavour);
+            let lines = made.iter().flat_map(|statement| statement.lines()).filter(|line| line.starts_with("    `")).count();
+            let has_local = if matches!(flavour, Flavour::Cluster(_)) {
+                // The Distributed tables are made AS the local ones, with their comments.
+                comments.iter().filter(|(table, ..)| table.ends_with("_local")).count()
+            } else {
+                0
+            };
+            assert_eq!(comments.len(), lines + has_local, "{flavour:?}");
+            for (table, column, comment) in &comments {
+                let local = if has_local > 0 { format!("`{}_local`", table.trim_end_matches("_local")) } else { format!("`{table}`") };
+                let statement = made.iter().find(|statement| {
+                    statement.starts_with(&format!("CREATE TABLE IF NOT EXISTS `otedama`.{local}"))
+                        || statement.starts_with(&format!("CREATE TABLE IF NOT EXISTS `otedama`.`{table}`"))
+                });
+                let line = format!("`{column}` ");
+                let found = statement.and_then(|statement| statement.lines().find(|made| made.trim_start().starts_with(&line)));
+                assert!(
+                    found.is_some_and(|found| found.contains(&format!(" COMMENT {}", literal(comment)))),
+                    "{table}.{column}: {found:?}"
+                );
+            }
+            let script = script_from(&flavour, "otedama", VERSION, KEEP_DAYS);
+            assert_eq!(script.matches(" COMMENT COLUMN ").count(), comments.len());
+        }
+    }
+
+    #[test]
     fn windows_stand_on_the_base_table_and_on_every_view_target() {
         for (flavour, setting) in [
             (Flavour::Single, " non_replicated_deduplication_window = 100000"),
@@ -923,8 +975,7 @@ mod tests {
                 assert!(statements.last().is_some_and(|last| last.ends_with(&format!("SELECT toUInt32({VERSION}) AS version"))), "{from}");
                 for statement in &statements {
                     let view = ["shares_named`", "schema_version`", "_view`"].iter().any(|name| statement.contains(name));
-                    let adds = statement.starts_with("ALTER TABLE ")
-                        && [" ADD COLUMN ", " COMMENT COLUMN "].iter().any(|what| statement.contains(what));
+                    let adds = statement.starts_with("ALTER TABLE ") && statement.contains(" ADD COLUMN ");
                     assert!((view || adds) && !statement.contains("TTL"), "{statement}");
                 }
                 let advice = script_from(&flavour, "otedama", from, KEEP_DAYS);

@@ -1,4 +1,5 @@
-//! Every recipe of docs/sql, run on a million generated rows and held against answers worked out here, row by row and without SQL.
+//! Every recipe of docs/sql, and every statement of docs/sql/questions.md under the reader's login, run on a million generated rows and held against answers worked out here, row
+//! by row and without SQL.
 //!
 //! `OTEDAMA_MODERN_CLICKHOUSE_URL` names a modern server for the second of the two tests, as in `modern.rs`.
 mod analyst;
@@ -9,6 +10,7 @@ use analyst::{DAY_S, Fact, Facts, Logs, SINCE_S, UNTIL_S, WORKERS};
 use otedama_primitives::{ShareStatus, flags};
 use otedama_sharelog::BlockStatus;
 use otedama_shipper::recipes::{RECIPES, Recipe};
+use otedama_shipper::schema::{self, Flavour};
 use otedama_shipper::{ShipperSettings, query, reconcile};
 use running::{Running, settings};
 use std::collections::{BTreeMap, BTreeSet};
@@ -805,6 +807,113 @@ impl<'a> Book<'a> {
     }
 }
 
+const QUESTIONS: &str = include_str!("../../docs/sql/questions.md");
+
+/// The statements of the page of questions, in its order.
+fn questions() -> Vec<&'static str> {
+    let mut statements = Vec::new();
+    for (index, section) in QUESTIONS.split("\n## ").skip(1).enumerate() {
+        let (title, text) = section.split_once('\n').expect("a title");
+        assert!(title.starts_with(&format!("{}. ", index + 1)) && title.ends_with('?'), "{title}");
+        let (_, statement) = text.split_once("```sql\n").expect("a statement");
+        let (statement, rest) = statement.split_once("```").expect("its end");
+        assert!(statement.starts_with("SELECT") && !statement.contains(';') && !rest.contains("```"), "{title}");
+        assert!(RECIPES.iter().all(|recipe| recipe.statement() != statement.trim()), "{title} is a recipe");
+        statements.push(statement.trim());
+    }
+    statements
+}
+
+impl<'a> Book<'a> {
+    /// The answer to a question of the page.
+    fn answered(&self, number: usize) -> Vec<Vec<Cell>> {
+        let facts = self.facts;
+        let is_of_day = |seconds: u64| seconds / 86_400 == DAY_S / 86_400;
+        let day: Vec<&'a Fact> = facts.all().filter(|fact| is_of_day(second(fact))).collect();
+        let accepted: Vec<&'a Fact> = day.iter().copied().filter(|fact| is(fact, ShareStatus::Accepted)).collect();
+        let all_work = Self::work(&accepted) as f64;
+        let account = |worker: u64| facts.name(worker).split('.').next().expect("a part").to_owned();
+        let of = |status: ShareStatus| day.iter().copied().filter(move |fact| is(fact, status));
+        match number {
+            1 => {
+                let mut addresses: BTreeMap<&str, u128> = BTreeMap::new();
+                for fact in &accepted {
+                    let (address, _) = facts.sessions[&fact.session].peer.rsplit_once(':').expect("a port");
+                    *addresses.entry(address).or_default() += u128::from(fact.row.work);
+                }
+                let mut largest: Vec<_> = addresses.into_iter().collect();
+                largest.sort_by_key(|(_, work)| std::cmp::Reverse(*work));
+                let row = |(address, work): &(&str, u128)| vec![text(address), text(work), Near(100.0 * *work as f64 / all_work, 3)];
+                largest[..5].iter().map(row).collect()
+            }
+            2 => Self::grouped(
+                accepted.iter().copied(),
+                |fact| account(fact.row.worker),
+                |account, group| vec![text(account), text(Self::work(group)), Near(100.0 * Self::work(group) as f64 / all_work, 3)],
+            ),
+            3 => Self::grouped(
+                accepted.iter().copied(),
+                |fact| second(fact) / 3600,
+                |hour, group| vec![when(hour * 3600), text(group.iter().map(|fact| fact.row.worker).collect::<BTreeSet<_>>().len())],
+            ),
+            4 => Self::grouped(
+                day.iter().copied(),
+                |fact| second(fact) / 3600,
+                |hour, group| {
+                    let sum: u64 = group.iter().map(|fact| u64::from(fact.row.latency_us)).sum();
+                    vec![when(hour * 3600), Near(sum as f64 / group.len() as f64, 2)]
+                },
+            ),
+            5 => Self::grouped(
+                of(ShareStatus::Accepted).chain(of(ShareStatus::Stale)),
+                |fact| account(fact.row.worker),
+                |account, group| {
+                    let lost = (Self::work(group) - Self::credited(group)) as f64;
+                    vec![text(account), Near(100.0 * lost / Self::work(group) as f64, 4)]
+                },
+            ),
+            6 => [7, 8]
+                .map(|instance| {
+                    let made = facts.jobs.values().map(|job| &job.record).filter(|record| u64::from(record.job.run().instance) == instance);
+                    let heights: Vec<u32> =
+                        made.filter(|record| is_of_day(record.created_us / 1_000_000)).map(|record| record.height).collect();
+                    let distinct = heights.iter().collect::<BTreeSet<_>>().len();
+                    vec![text(instance), text(heights.len()), text(distinct), Near(heights.len() as f64 / distinct as f64, 3)]
+                })
+                .into(),
+            7 => {
+                let seconds: Vec<u64> = accepted.iter().map(|fact| second(fact)).collect::<BTreeSet<_>>().into_iter().collect();
+                let longest = seconds.windows(2).map(|pair| pair[1] - pair[0]).max().expect("two seconds");
+                let since = seconds.windows(2).find(|pair| pair[1] - pair[0] == longest).expect("there is one")[0];
+                vec![vec![text(longest), when(since)]]
+            }
+            8 => Self::grouped(
+                accepted.iter().copied(),
+                |fact| fact.row.work,
+                |&work, group| {
+                    vec![Near(difficulty(work), 6), text(group.len()), Near(100.0 * group.len() as f64 / accepted.len() as f64, 3)]
+                },
+            ),
+            9 => {
+                let mut fates: BTreeMap<(String, &str), u64> = BTreeMap::new();
+                for block in facts.blocks.iter().filter(|block| is_of_day(block.found_us / 1_000_000)) {
+                    *fates.entry((account(block.worker.0), block.status.label())).or_default() += 1;
+                }
+                fates.into_iter().map(|((account, fate), count)| vec![text(account), text(fate), text(count)]).collect()
+            }
+            10 => Self::grouped(
+                of(ShareStatus::BadVersion),
+                |fact| self.agent(fact.session),
+                |agent, group| {
+                    let bits = group.iter().fold(0, |bits, fact| bits | fact.row.version);
+                    vec![text(agent), text(group.len()), hexed(u64::from(bits))]
+                },
+            ),
+            other => panic!("nobody has worked out the answer to question {other}"),
+        }
+    }
+}
+
 /// A number in hexadecimal as the server's `hex` prints it: whole bytes, without leading ones of zero.
 fn hexed(number: u64) -> Cell {
     let digits = format!("{number:X}");
@@ -840,8 +949,8 @@ fn difference(result: &str, mut expected: Vec<Vec<Cell>>) -> Option<String> {
     None
 }
 
-/// Ships both logs, runs every recipe, and says all that differs.
-async fn hold_the_book_against(url: String, database: &str) {
+/// Ships both logs, runs every recipe, asks every question under the login of `reader` (name and password), and says all that differs.
+async fn hold_the_book_against(url: String, database: &str, reader: Option<(&str, &str)>) {
     let (logs, facts) = analyst::generate(ROWS, SEED, 50_000, true);
     let settings_of = |server: u8| ShipperSettings { database: database.to_owned(), instance: 7 + server, ..settings(url.clone()) };
     for server in 0..2 {
@@ -867,14 +976,32 @@ async fn hold_the_book_against(url: String, database: &str) {
         }
     }
     assert!(wrong.is_empty(), "{} of {} recipes:\n{}", wrong.len(), RECIPES.len(), wrong.join("\n"));
+    let (user, password) = reader.unwrap_or_default();
+    let login = ShipperSettings { user: user.to_owned(), password: password.to_owned(), ..settings_of(0) };
+    let statements = questions();
+    assert_eq!(statements.len(), 10);
+    for (index, statement) in statements.into_iter().enumerate() {
+        let expected = book.answered(index + 1);
+        assert!(!expected.is_empty(), "question {}: an empty answer proves nothing", index + 1);
+        match query(&login, statement).await {
+            Err(error) => wrong.push(format!("question {}: {error}", index + 1)),
+            Ok(result) => wrong.extend(difference(&result, expected).map(|what| format!("question {}: {what}", index + 1))),
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     assert_eq!(facts.names.len(), WORKERS);
     assert!(facts.blocks.iter().any(|block| block.status == BlockStatus::Rejected));
 }
 
 #[tokio::test]
 async fn every_recipe_gives_on_debians_server_what_was_worked_out_row_by_row() {
-    let Some(server) = server::debian("every_recipe_gives_on_debians_server_what_was_worked_out_row_by_row") else { return };
-    hold_the_book_against(server.url(), "otedama").await;
+    let Some(mut server) = server::debian("every_recipe_gives_on_debians_server_what_was_worked_out_row_by_row") else { return };
+    server.stop();
+    std::fs::create_dir_all(server.folder().join("users.d")).expect("users.d");
+    let reader = schema::reader(&Flavour::Legacy, "otedama", "analyst", "read only");
+    std::fs::write(server.folder().join("users.d/analyst.xml"), reader).expect("the reader");
+    server.restart();
+    hold_the_book_against(server.url(), "otedama", Some(("analyst", "read only"))).await;
 }
 
 #[tokio::test]
@@ -883,6 +1010,7 @@ async fn every_recipe_gives_on_a_modern_server_what_was_worked_out_row_by_row() 
     let database = "otedama_test_book";
     let plain = ShipperSettings { database: "default".into(), ..settings(url.clone()) };
     query(&plain, &format!("DROP DATABASE IF EXISTS {database}")).await.expect("dropped");
-    hold_the_book_against(url, database).await;
+    // libchdb has no users that log in.
+    hold_the_book_against(url, database, None).await;
     query(&plain, &format!("DROP DATABASE {database}")).await.expect("dropped");
 }

@@ -175,7 +175,8 @@ async fn write_page(
          million generated shares (`cargo test -p otedama-shipper --test book`).\n\n\
          Parameters stand in the files as `{{since:DateTime}}`, so a modern client runs them too: `clickhouse-client -d otedama --param_since '2026-11-20 00:00:00' ... < luck.sql`.\n\
          Times are UTC everywhere. `work` is in expected hashes and exact; type `sum(work)` bare on any roll-up and on `shares_named`, and on servers from 24.8 on `shares` too.\n\
-         What a column means stands beside it: `SELECT name, comment FROM system.columns WHERE database = 'otedama' AND table = 'shares'`.\n\
+         What a column means stands beside it: `SELECT name, comment FROM system.columns WHERE database = 'otedama' AND table = 'shares'`. [Ten questions](questions.md) that no recipe answers were\n\
+         answered from these comments alone.\n\
          Count shares with `sum(share_count)`: `count()` is the same but where the log is of `[log] row = \"rollup\"`, whose sums are rows that stand for many shares, without a session and\n\
          a job; recipes by session, job or nonce leave them out, and those on header fields leave out rows of layout `lean`.\n\n\
          `cargo run --release -p otedama-shipper --example analyst -- --rows {0} --times {1} --page docs/sql` wrote this page, pictures and all: {0} generated shares of 48 workers over 26\n\
