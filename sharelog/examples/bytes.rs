@@ -124,6 +124,10 @@ impl Farm {
             r#"{{"name":"segment_bytes_per_share_{label}_{shape}","value":{:.3},"unit":"B/share","counted":"bytes of .native and .meta files per share","conditions":"{conditions}"}}"#,
             raw as f64 / shares as f64
         );
+        println!(
+            r#"{{"name":"segment_rows_per_share_{label}_{shape}","value":{:.5},"unit":"rows/share","counted":"rows of the segments over the shares that they stand for","conditions":"{conditions}"}}"#,
+            rows as f64 / shares as f64
+        );
         Ok(())
     }
 }

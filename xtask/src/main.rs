@@ -8,6 +8,7 @@ mod figures;
 mod install;
 mod lanes;
 mod measure;
+mod scale;
 mod step;
 mod table;
 mod tally;
@@ -30,7 +31,7 @@ usage: cargo xtask test [--lane quick|node|clickhouse|engine|faults]... [--long]
 test     runs the lanes (all without --lane) and installs a lane's Debian packages where they are missing.
          The last line is `N passed, N failed, N skipped`; --long takes the sizes of a release instead of those of CI.
 figures  measures a topic on this machine and writes docs/figures/<topic>.json; `table` puts the figures into README.md,
-         docs/figures.md and docs/kernels.md, and with --check only says whether they stand there already.
+         docs/figures.md, docs/kernels.md and, with what follows from them, docs/scale.md; with --check it only says whether they stand there already.
 
 engine   builds otedama-engine and fetches libchdb (npm, 178 MB, version and sum in engine/libchdb.json), so that `otedama sql` answers without a server;
          both go to ~/.local/share/otedama/engine unless --into says otherwise.

@@ -1,8 +1,8 @@
-//! Puts docs/figures/*.json between two marks of README.md (what sums up), docs/figures.md (all of it) and docs/kernels.md (the kernels' grids): none of them
-//! quotes anything that was not measured by a committed command.
+//! Puts docs/figures/*.json between two marks of README.md (what sums up), docs/figures.md (all of it), docs/kernels.md (the kernels' grids) and docs/scale.md (what follows
+//! from them): none of them quotes anything that was not measured by a committed command.
 mod kernels;
 
-use crate::Failure;
+use crate::{Failure, scale};
 use serde_json::Value;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -49,6 +49,7 @@ fn pages(root: &Path) -> Result<Vec<Page>, Failure> {
         topic.entries = rest;
         grid.extend(cells);
     }
+    let lookup = |name: &str| topics.iter().flat_map(|topic| &topic.entries).find(|entry| entry["name"] == *name)?["value"].as_f64();
     let page = |name: &str, table: &str| {
         let path = root.join(name);
         let failed = |what: &dyn std::fmt::Display| Failure::Environment(format!("{}: {what}", path.display()));
@@ -60,6 +61,7 @@ fn pages(root: &Path) -> Result<Vec<Page>, Failure> {
         page("README.md", &headlines(&topics))?,
         page("docs/figures.md", &sections(&topics))?,
         page("docs/kernels.md", &kernels::grids(&grid))?,
+        page("docs/scale.md", &scale::page(&lookup))?,
     ])
 }
 

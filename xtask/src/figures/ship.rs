@@ -38,6 +38,8 @@ impl Bench<'_> {
             lines.push_str(&self.example("otedama-chain", "submit", &[])?);
             lines.push_str(&self.example("otedama-shipper", "rate", &[])?);
             lines.push_str(&self.example("otedama-shipper", "rate", &modern)?);
+            lines.push_str(&self.example("otedama-shipper", "table", &[])?);
+            lines.push_str(&self.example("otedama-shipper", "table", &modern)?);
             gather(&mut gathered, run, &lines)?;
             println!("run {run}: {} figures", gathered.len());
         }
