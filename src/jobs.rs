@@ -103,7 +103,7 @@ pub fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 /// Where chain puts its jobs and blocks: into the log first, then to the share path.
-pub struct PoolSink<C> {
+pub struct PoolSink<C: Clock> {
     desk: Arc<Mutex<JobDesk>>,
     registry: Arc<Registry>,
     clock: C,
@@ -123,6 +123,15 @@ impl<C: Clock> PoolSink<C> {
     fn end(&mut self, job: otedama_primitives::JobId) {
         if let Err(error) = self.registry.job_end(job, self.clock.now_us()) {
             eprintln!("warning: the end of job {job} could not be recorded: {error}");
+        }
+    }
+}
+
+/// A pool that stops in good order ends its jobs. The next start does it for one that was killed.
+impl<C: Clock> Drop for PoolSink<C> {
+    fn drop(&mut self) {
+        while let Some(ended) = self.live.pop_front() {
+            self.end(ended);
         }
     }
 }

@@ -11,6 +11,7 @@ use otedama_primitives::{Dimension, RunId, ShareRow, ShareStatus};
 use otedama_sharelog::scan::{Filter, rows};
 use otedama_sharelog::{DIMENSIONS_START, DimensionEntry, DimensionReader, LogSettings, LoggedRow, ShareLog};
 use rustix::process::{Pid, Signal, kill_process};
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -139,7 +140,30 @@ fn shares_open_at_a_kill_stand_in_the_ledger_as_unanswered() {
     site.serve().stop();
     let logged = site.verified_clean();
     assert!(logged[0] >= accepted && logged.iter().sum::<u64>() <= sent, "{logged:?} of {sent}");
+    every_job_has_its_end(&site.log());
     site.assert_no_panic();
+}
+
+/// Jobs of a server that was killed and of one that stopped: none says that it is live, and none ended before its last accepted row.
+fn every_job_has_its_end(log: &Path) {
+    let (mut jobs, mut runs) = (HashMap::new(), HashSet::new());
+    for entry in DimensionReader::from(log, DIMENSIONS_START).expect("records") {
+        match entry.expect("sound").1 {
+            DimensionEntry::Job(record) => {
+                runs.insert(record.job.run().prefix());
+                jobs.insert(record.job.0, None);
+            }
+            DimensionEntry::JobEnd { job, us } => assert_eq!(jobs.insert(job.0, Some(us)), Some(None), "job {job} was live and ends once"),
+            _ => {}
+        }
+    }
+    assert!(runs.len() >= 2, "both servers had jobs");
+    assert_eq!(jobs.values().filter(|ended| ended.is_none()).count(), 0, "{jobs:?}");
+    for row in rows(log, Filter::default()).expect("scan").map(|row| row.expect("sound")) {
+        if row.status == ShareStatus::Accepted as u8 {
+            assert!(jobs[&row.job].is_some_and(|us| us >= row.arrival_us), "job {:016x} ended before a row of it", row.job);
+        }
+    }
 }
 
 #[test]

@@ -382,6 +382,11 @@ impl DimensionLog {
         Ok(inner.end)
     }
 
+    /// Records that a job ended `us` microseconds after the epoch; durable with the next sync.
+    pub(crate) fn job_end(&self, job: JobId, us: u64) -> Result<(), LogError> {
+        self.append(kind::JOB_END, job.run().prefix(), &records::encode_job_end(job, us), false)
+    }
+
     /// End of what was written, in bytes.
     pub(crate) fn end(&self) -> u64 {
         self.lock().end
@@ -412,7 +417,7 @@ impl Registry {
 
     /// Records that a job ended `us` microseconds after the epoch. The next sync makes it durable: a new job's notify does not wait for it.
     pub fn job_end(&self, job: JobId, us: u64) -> Result<(), LogError> {
-        self.log.append(kind::JOB_END, job.run().prefix(), &records::encode_job_end(job, us), false)
+        self.log.job_end(job, us)
     }
 
     /// Records a block candidate or what became of it.

@@ -7,6 +7,7 @@
 mod column_file;
 mod content_hash;
 mod dimensions;
+mod ends;
 mod error;
 mod folder;
 mod group_by;

@@ -1,5 +1,6 @@
 //! Opening a share log: lock, epoch, recovery of what an earlier process left, and the four handles.
 use crate::dimensions::{DIMENSIONS_START, DimensionLog, Registry};
+use crate::ends;
 use crate::error::LogError;
 use crate::folder::{self, seg_of};
 use crate::journal::Journal;
@@ -188,6 +189,7 @@ impl ShareLog {
             next_slot: recovery.next_slot,
             next_sequence: recovery.next_sequence,
             covered: recovery.covered,
+            ends_from: recovery.ends_from,
             lock: lock.clone(),
         });
         match sealer.make_first() {
@@ -233,6 +235,8 @@ struct Recovery {
     next_sequence: u32,
     covered: u64,
     dimensions_end: u64,
+    /// Where the search for jobs that an earlier run left open begins.
+    ends_from: u64,
 }
 
 /// Clears what a killed process left half done and finds what is still to be sealed. Headers only.
@@ -242,6 +246,7 @@ fn recover<S: Storage>(storage: &S, dir: &Path, counters: &LogCounters) -> Resul
         storage.remove(path).map_err(LogError::io("remove", path))?;
     }
 
+    let ends_from = ends::look_back(dir, &listing);
     let mut leftovers = Vec::new();
     let mut next_slot = 0;
     for path in &listing.journals {
@@ -335,5 +340,13 @@ fn recover<S: Storage>(storage: &S, dir: &Path, counters: &LogCounters) -> Resul
         }
         !wholly_covered
     });
-    Ok(Recovery { leftovers: leftovers.into(), next_file_number: newest_file + 1, next_slot, next_sequence, covered, dimensions_end })
+    Ok(Recovery {
+        leftovers: leftovers.into(),
+        next_file_number: newest_file + 1,
+        next_slot,
+        next_sequence,
+        covered,
+        dimensions_end,
+        ends_from,
+    })
 }

@@ -1,5 +1,6 @@
 //! The sealer: reads the journal, writes segments, recycles files, keeps spares and applies retention. It runs on the control core, a bounded piece of work per step.
 use crate::dimensions::DimensionLog;
+use crate::ends::EarlierRuns;
 use crate::error::LogError;
 use crate::folder::{self, seg_of};
 use crate::journal::JournalFile;
@@ -135,6 +136,8 @@ pub struct Sealer<S: Storage = Disk> {
     last_full_us: Option<u64>,
     over_max: bool,
     on_block_row: Option<BlockRowAction>,
+    /// Until the jobs that earlier runs left open have their ends.
+    earlier: Option<EarlierRuns>,
     _lock: Arc<File>,
 }
 
@@ -153,12 +156,14 @@ pub(crate) struct SealerParts<S: Storage> {
     pub(crate) next_slot: u32,
     pub(crate) next_sequence: u32,
     pub(crate) covered: u64,
+    pub(crate) ends_from: u64,
     pub(crate) lock: Arc<File>,
 }
 
 impl<S: Storage> Sealer<S> {
     pub(crate) fn new(parts: SealerParts<S>) -> Self {
         let (sync_files, syncer) = parts.sync.unzip();
+        let earlier = EarlierRuns::new(parts.settings.run.prefix(), parts.ends_from, parts.dimensions.end());
         Self {
             storage: parts.storage,
             settings: parts.settings,
@@ -188,6 +193,7 @@ impl<S: Storage> Sealer<S> {
             last_full_us: None,
             over_max: false,
             on_block_row: None,
+            earlier: Some(earlier),
             _lock: parts.lock,
         }
     }
@@ -243,6 +249,7 @@ impl<S: Storage> Sealer<S> {
         }
         worked |= self.release()?;
         worked |= self.keep_spares(now_us)?;
+        worked |= self.end_jobs_of_earlier_runs()?;
         if now_us.saturating_sub(self.retention_us) >= RETENTION_EVERY_US {
             self.retain(now_us)?;
         }
@@ -265,7 +272,21 @@ impl<S: Storage> Sealer<S> {
         }
         self.dimensions.sync()?;
         self.release()?;
+        while self.end_jobs_of_earlier_runs()? {}
         self.retain(now_us)
+    }
+
+    /// A piece of it, once no row of an earlier run waits for its segment. True while there is more.
+    fn end_jobs_of_earlier_runs(&mut self) -> Result<bool, LogError> {
+        let Some(earlier) = self.earlier.as_mut() else { return Ok(false) };
+        if self.sources.iter().chain(&self.read).any(|source| source.leftover) {
+            return Ok(false);
+        }
+        let more = earlier.step(&self.settings.dir, &self.dimensions)?;
+        if !more {
+            self.earlier = None;
+        }
+        Ok(more)
     }
 
     /// How long rows may wait for their segment: as set, or longer while a follower catches up. Segments sealed faster than it may take them would never end.
