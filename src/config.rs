@@ -316,6 +316,8 @@ pub struct ShareLog {
     pub keep_s: u64,
     /// Seconds that a segment is kept after it was shipped.
     pub keep_shipped_s: u64,
+    /// Seconds after its last row when a segment that nobody waits for is compressed.
+    pub compress_after_s: u64,
     /// What happens when `max_bytes` is reached.
     pub when_full: WhenFull,
 }
@@ -826,6 +828,17 @@ static KEYS: &[Key] = &[
         "How long a segment is kept after ClickHouse has it.",
         |c, v| {
             c.log.keep_shipped_s = v.seconds()?;
+            Ok(())
+        },
+    ),
+    key(
+        "log",
+        "compress_after",
+        "\"1h\"",
+        "a time such as \"7d\", \"12h\", \"30m\" or \"10s\"",
+        "Age at which a segment (with ClickHouse: one that it has) is compressed to .native.zst, which every command and ClickHouse's file() read. Longer than keep: never.",
+        |c, v| {
+            c.log.compress_after_s = v.seconds()?;
             Ok(())
         },
     ),
@@ -1900,7 +1913,7 @@ mod tests {
             (Path::new("data/log"), Ack::Process, RowLayout::Replayable, WhenFull::Refuse)
         );
         assert_eq!((c.log.segment_rows, c.log.seal_after_ms, c.log.max_bytes), (524_288, 1000, 64 << 30));
-        assert_eq!((c.log.keep_s, c.log.keep_shipped_s), (7 * 86_400, 3600));
+        assert_eq!((c.log.keep_s, c.log.keep_shipped_s, c.log.compress_after_s), (7 * 86_400, 3600, 3600));
         assert_eq!(
             (c.clickhouse.url.as_ref(), c.clickhouse.database.as_str(), c.clickhouse.create_tables, c.clickhouse.inserts_in_flight),
             (None, "otedama", true, 1)

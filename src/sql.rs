@@ -1,6 +1,7 @@
 //! `otedama sql`: a statement or a recipe of docs/sql, answered by the configured ClickHouse; without one by the SQL engine over the log's own segments; without that, the
 //! one command that fetches it.
 use crate::{Failure, load_from, print, wiring};
+use otedama_sharelog::store::hold_forms;
 use otedama_shipper::{SinkError, error_code, local_tables, recipes};
 use std::io::{ErrorKind, IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
@@ -179,6 +180,8 @@ fn ask_engine(dir: &Path, database: &str, statement: &str, format: &str) -> Resu
     })?;
     let failed = |what: &str, error: std::io::Error| Failure::environment(format!("{what} failed: {error}"));
     let folder = tempfile::tempdir().map_err(|error| failed("making a temporary folder", error))?;
+    // Until the engine has ended: it names the files itself.
+    let _forms = hold_forms(dir)?;
     let tables = local_tables(dir, database, folder.path())?;
     let mut script = tables.statements.join("\0");
     script.push('\0');

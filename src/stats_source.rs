@@ -219,6 +219,8 @@ impl PoolStats {
             counter("log_journal_replaced", "Tier disk: journal files given up after a failed write or sync", load(&log.journals_replaced)),
             counter("log_tail_cut_byte", "Unacknowledged bytes behind the last sync that a power cut took", load(&log.cut_bytes)),
             counter("log_row_sealed", "Rows sealed into segments", load(&log.rows_sealed)),
+            counter("log_segment_packed", "Cold segments compressed", load(&log.segments_packed)),
+            counter("log_packed_away_byte", "Bytes that compressing cold segments saved", load(&log.packed_away_bytes)),
             counter("log_journal_damaged", "Journal files set aside because a part of them was damaged", load(&log.journals_damaged)),
             counter("shipper_row_shipped", "Rows that ClickHouse acknowledged", load(&self.shipper.rows_shipped)),
             counter("shipper_request_retried", "Requests to ClickHouse that were tried again", load(&self.shipper.retries)),
@@ -374,6 +376,10 @@ impl StatsSource for PoolStats {
         }
         if self.log_counters.rolled_up.load(Ordering::Relaxed) {
             degraded.push("log: max_bytes is near or the disk was full, so sums by worker and second are kept instead of rows".to_owned());
+        }
+        let unpacked = self.log_counters.packing_trouble();
+        if !unpacked.is_empty() {
+            degraded.push(format!("log: a cold segment could not be compressed: {unpacked}"));
         }
         degraded.extend(troubles.into_iter().map(|trouble| format!("log: {trouble}")));
         Health { fresh_template: chain.fresh, log_writable, draining: self.draining.load(Ordering::Relaxed), degraded }

@@ -17,7 +17,7 @@ use otedama_pipeline::sys::{WallClock, allowed_cores, ask_for_huge_pages_alone, 
 use otedama_pipeline::{Cores, Running};
 use otedama_primitives::{BlockCandidate, Clock, Difficulty, RunId};
 use otedama_sharelog::store::SegmentStore;
-use otedama_sharelog::{Layout, LogSettings, LoggedRow, RunRecord, SealStep, Sealer, ShareLog, SyncStep, Syncer};
+use otedama_sharelog::{Layout, LogSettings, LoggedRow, PackStep, Packer, RunRecord, SealStep, Sealer, ShareLog, SyncStep, Syncer};
 use otedama_shipper::{Shipper, ShipperSettings, ShipperState};
 use otedama_stratum::v1;
 use otedama_stratum::vardiff::{Learning, Memory, Policy};
@@ -50,6 +50,8 @@ const COMMANDS_WAITING: usize = 16;
 const FLAGGED_PER_TICK: usize = 512;
 /// A lane whose newest duplicate table has grown by this since a new job was asked for asks again.
 const ASK_AGAIN_AFTER: u64 = 8192;
+/// The largest nice value.
+const LEAST_PRIORITY: i32 = 19;
 /// How often the sealer looks at the journal when it has caught up.
 const SEALER_TICK: Duration = Duration::from_millis(5);
 /// How often the sync thread looks for new rows: at most this is added to the wait for a disk, which takes milliseconds.
@@ -119,6 +121,7 @@ pub struct Pool {
     stop_shipper: watch::Sender<bool>,
     chain: JoinHandle<()>,
     sealer: JoinHandle<bool>,
+    packer: Option<JoinHandle<()>>,
     /// Tier `disk`.
     sync: Option<JoinHandle<()>>,
     shipper: Option<JoinHandle<()>>,
@@ -371,6 +374,7 @@ impl Pool {
         let open = if config.log.ack == Ack::Disk { ShareLog::open_synced } else { ShareLog::open };
         let (journal, mut sealer, registry, log_counters) = open(log_settings(config, run)).map_err(log_failed)?;
         let syncer = sealer.take_sync();
+        let packer = sealer.take_packer(config.log.compress_after_s.saturating_mul(1000));
 
         let nets = cores.net.len();
         let shared = Listener::new(listeners, nets).map_err(|error| StartError::environment("preparing the listening sockets", error))?;
@@ -511,6 +515,10 @@ impl Pool {
             None => None,
         };
         let sealer = start_sealer(sealer, flagged, log_full, clock, cores.control, stop_control.clone())?;
+        let packer = match packer {
+            Some(packer) => Some(start_packer(packer, cores.control, stop_control.clone())?),
+            None => None,
+        };
         let (stop_shipper, shipper_stop) = watch::channel(false);
         let shipper = match shipper_settings(config) {
             Some(settings) => Some(start_shipper(settings, config.log.dir.clone(), stats.shipper(), shipper_stop, cores.control)?),
@@ -526,6 +534,7 @@ impl Pool {
             stop_shipper,
             chain,
             sealer,
+            packer,
             sync,
             shipper,
             capture,
@@ -580,6 +589,8 @@ impl Pool {
         self.stop_control.store(true, Ordering::Release);
         let synced = self.sync.is_none_or(|sync| sync.join().is_ok());
         let sealed = self.sealer.join().unwrap_or(false);
+        // What it has in hand it leaves as it was: nothing of the log hangs on it.
+        self.packer.into_iter().for_each(|packer| drop(packer.join()));
         // Every candidate is on a ring or has been read from the log by now: the watch hands them all on before it stops the chain.
         self.stop_chain.store(true, Ordering::Release);
         let chain_clean = self.chain.join().is_ok();
@@ -853,6 +864,26 @@ fn start_sealer(
             }
         }
         sealer.drain(clock.now_us()).inspect_err(|error| eprintln!("error: the log could not be sealed: {}", chain_of(error))).is_ok()
+    })
+}
+
+fn start_packer(mut packer: Packer, core: usize, stop: Arc<AtomicBool>) -> Result<JoinHandle<()>, StartError> {
+    spawn("packer", core, move || {
+        // The thread, as Linux has it. Everything else on this core goes first; where that cannot be had, it is merely less polite.
+        let _ = rustix::process::setpriority_process(None, LEAST_PRIORITY);
+        let mut said: Option<Instant> = None;
+        while !stop.load(Ordering::Acquire) {
+            match packer.step(|| !stop.load(Ordering::Acquire)) {
+                Ok(PackStep::Ended) => break,
+                Ok(PackStep::Idle | PackStep::Worked) => {}
+                Err(error) => {
+                    if said.is_none_or(|at| at.elapsed() > Duration::from_secs(600)) {
+                        said = Some(Instant::now());
+                        eprintln!("warning: a cold segment stays as it is: {}", chain_of(&error));
+                    }
+                }
+            }
+        }
     })
 }
 

@@ -1,7 +1,7 @@
 //! kill -9 at named places: the pool kills itself at every kill point there is, at a pass drawn at random, under load, in tier `process` and in tier `disk`; and one ledger of the
 //! miners over all boots of a round has every accepted share in the log, once.
 //!
-//! 10 points, 20 kills each; every point 100 times with OTEDAMA_LONG=1. A build without debug assertions has no kill points, and says so here.
+//! 11 points, 20 kills each; every point 100 times with OTEDAMA_LONG=1. A build without debug assertions has no kill points, and says so here.
 mod support;
 
 use loadgen::farm::{Farm, FarmConfig};
@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use support::{Config, Site, alone, eventually, ledger_counts, long, port_out_of_the_way};
 
 /// Points of the short form: one of each part of a share's way, and the moments of a seal that matter most.
-const SHORT: [&str; 10] = [
+const SHORT: [&str; 11] = [
     "open.ready",
     "net.answered",
     "log.taken",
@@ -26,6 +26,7 @@ const SHORT: [&str; 10] = [
     "seal.native_written",
     "seal.meta_renamed",
     "seal.native_renamed",
+    "cold.renamed",
     "sync.synced",
 ];
 
@@ -43,7 +44,7 @@ fn passes_of(point: &str) -> u64 {
         "sealer.file_allocated" | "sealer.file_synced" | "sealer.file_renamed" => 2,
         "dimensions.written" | "dimensions.synced" => 4,
         _ if point.starts_with("open.") => 1,
-        _ if point.starts_with("seal.") => 3,
+        _ if point.starts_with("seal.") || point.starts_with("cold.") => 3,
         _ if point.starts_with("sync.") => 20,
         _ => 100,
     }
@@ -78,7 +79,13 @@ fn round(points: &[&'static str], each: u32, chance: &mut u64, tally: &mut BTree
         let at = 1 + random::next(chance) % passes_of(point);
         let tier = if point.starts_with("sync.") || random::next(chance).is_multiple_of(3) { "disk" } else { "process" };
         let armed = format!("{point}@{at}");
-        let variables = [("OTEDAMA_KILL_AT", armed.as_str()), ("OTEDAMA_LOG__ACK", tier), ("OTEDAMA_LOG__SEGMENT_ROWS", SEGMENT_ROWS)];
+        // Segments of the boots before are cold in every boot, and so many that there is always one to compress.
+        let variables = [
+            ("OTEDAMA_KILL_AT", armed.as_str()),
+            ("OTEDAMA_LOG__ACK", tier),
+            ("OTEDAMA_LOG__SEGMENT_ROWS", SEGMENT_ROWS),
+            ("OTEDAMA_LOG__COMPRESS_AFTER", "1s"),
+        ];
         let booting = site.spawn_with(&variables);
         let patience = Duration::from_millis(2500 + random::next(chance) % 500);
         let kills = tally.entry(point).or_default();

@@ -6,6 +6,7 @@ mod server;
 
 use loadgen::ledger::LedgerSink;
 use loadgen::session::Behaviour;
+use otedama_sharelog::store::SegmentStore;
 use otedama_shipper::recipes::{self, Kind};
 use std::path::Path;
 use std::process::{Command, Output};
@@ -87,7 +88,8 @@ fn engine_answers_over_the_segments_what_a_server_with_the_same_rows_answers() {
     }
     let Some(clickhouse) = server::Server::start(test) else { return };
     let site = Site::new(Config { clickhouse: clickhouse.url(), ..Config::default() });
-    let pool = site.serve();
+    // What the server has is compressed at once.
+    let pool = site.spawn_with(&[("OTEDAMA_LOG__COMPRESS_AFTER", "0s")]).listening().expect("the pool listens");
     let submits = 20_000;
     load(pool.stratum, Amount::Submits(submits), 16, 8, behaviour(), LedgerSink::File(site.ledger()));
     let counts = pool.settled_shares(submits);
@@ -112,6 +114,17 @@ fn engine_answers_over_the_segments_what_a_server_with_the_same_rows_answers() {
     assert!(eventually(|| pool.stats()["log"]["rows_unshipped"] == 0), "{}", pool.stats());
     pool.stop();
     assert_eq!(site.verified_clean(), counts);
+    // The folder of a pool whose packer was killed: one segment in both forms, and one torn beside the plain one.
+    let store = SegmentStore::open(&site.log()).expect("store");
+    let metas = store.segments().expect("segments");
+    let packed = |meta| store.native_path(meta).with_extension("native.zst");
+    let first = metas.iter().find(|meta| packed(meta).exists()).expect("a packed segment");
+    let mut block = Vec::new();
+    assert!(store.read_native(first, &mut block).expect("sound"));
+    std::fs::write(store.native_path(first), &block).expect("write");
+    if let Some(plain) = metas.iter().find(|meta| !packed(meta).exists()) {
+        std::fs::write(packed(plain), "torn").expect("write");
+    }
 
     let (config, log) = (site.config_file(), site.log());
     let (config, log) = (config.to_str().expect("UTF-8"), log.to_str().expect("UTF-8"));

@@ -12,7 +12,7 @@
 #![forbid(unsafe_code)]
 
 /// Every point there is, in the order of a share's way. A test kills the pool at each; a name that is not in this list cannot be armed.
-pub const POINTS: [&str; 38] = [
+pub const POINTS: [&str; 44] = [
     // Opening the log.
     "open.locked",
     "open.epoch_known",
@@ -50,6 +50,13 @@ pub const POINTS: [&str; 38] = [
     "sealer.file_synced",
     "sealer.file_renamed",
     "sealer.file_recycled",
+    // The packer of cold segments.
+    "cold.created",
+    "cold.written",
+    "cold.synced",
+    "cold.renamed",
+    "cold.folder_synced",
+    "cold.plain_removed",
     // The sync thread of tier `disk`.
     "sync.header_written",
     "sync.cells_written",

@@ -1,11 +1,12 @@
-//! What a share takes on disk in each row layout, as one JSON line per figure: `cargo run --release -p otedama-sharelog --example bytes [-- SHARES_PER_S WORKERS SECONDS [FOLDER]]`;
+//! What a share takes on disk in each row layout, plain and packed, and what packing and unpacking it takes, as one JSON line per figure: `cargo run --release -p otedama-sharelog --example bytes [-- SHARES_PER_S WORKERS SECONDS [FOLDER]]`;
 //! `cargo xtask figures log` keeps them.
 //!
 //! The shares are those of a farm: every worker as likely as any other, 1 in 100 refused, nonces, hashes and extranonces without a pattern, four version bits rolled. Bytes are of
-//! `.native` and `.meta` together, per share and not per row, so that sums stand beside rows.
+//! `.native` or `.native.zst` and `.meta` together, per share and not per row, so that sums stand beside rows. Times are of the thread's CPU, reading and writing files included.
 use otedama_primitives::{Dimension, Hash256, RunId, SessionRecord, ShareRow, ShareStatus, WorkerId, WorkerRecord};
 use otedama_sharelog::store::SegmentStore;
-use otedama_sharelog::{Layout, LogSettings, SealStep, ShareLog, verify};
+use otedama_sharelog::{Layout, LogSettings, PackStep, SealStep, ShareLog, verify};
+use rustix::time::{ClockId, clock_gettime};
 use std::path::Path;
 
 const START_US: u64 = 1_795_248_000_000_000;
@@ -16,6 +17,12 @@ fn mixed(number: u64) -> u64 {
     word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     word ^ (word >> 31)
+}
+
+/// Nanoseconds of CPU that this thread has used.
+fn cpu_ns() -> u64 {
+    let used = clock_gettime(ClockId::ThreadCPUTime);
+    used.tv_sec as u64 * 1_000_000_000 + used.tv_nsec as u64
 }
 
 struct Farm {
@@ -70,6 +77,7 @@ impl Farm {
             rolls_up_when_full: false,
         };
         let (mut journal, mut sealer, ..) = ShareLog::open(settings)?;
+        let mut packer = sealer.take_packer(1000).ok_or("no packer")?;
         let mut names = Vec::new();
         for worker in 1..=self.workers {
             let session = worker as u32;
@@ -128,6 +136,40 @@ impl Farm {
             r#"{{"name":"segment_rows_per_share_{label}_{shape}","value":{:.5},"unit":"rows/share","counted":"rows of the segments over the shares that they stand for","conditions":"{conditions}"}}"#,
             rows as f64 / shares as f64
         );
+        // An hour later everything is cold. The order is there before the packer looks, so nothing waits in its time.
+        let (mut pack_ns, mut packed_segments) = (0, 0);
+        for now_us in (START_US + 3_600_000_000..).step_by(2_000_000) {
+            while sealer.step(now_us)? == SealStep::Worked {}
+            let before = cpu_ns();
+            if packer.step(|| true)? != PackStep::Worked {
+                break;
+            }
+            pack_ns += cpu_ns() - before;
+            packed_segments += 1;
+        }
+        let (mut packed, mut unpack_ns, mut block) = (0u64, 0, Vec::new());
+        for meta in store.segments()? {
+            let file = store.native_path(&meta).with_extension("native.zst");
+            packed += file.metadata()?.len() + store.native_path(&meta).with_extension("meta").metadata()?.len();
+            let before = cpu_ns();
+            assert!(store.read_native(&meta, &mut block)?, "it is there");
+            unpack_ns += cpu_ns() - before;
+            packed_segments -= 1;
+        }
+        assert_eq!(packed_segments, 0, "every segment is packed once");
+        println!(
+            r#"{{"name":"cold_segment_bytes_per_share_{label}_{shape}","value":{:.3},"unit":"B/share","counted":"bytes of .native.zst and .meta files per share","conditions":"{conditions}"}}"#,
+            packed as f64 / shares as f64
+        );
+        for (name, ns, counted) in [
+            ("pack", pack_ns, "CPU time of the packer per row: read, compress, write, read back and compare, sync"),
+            ("unpack", unpack_ns, "CPU time per row to read a cold segment into memory, checksums included"),
+        ] {
+            println!(
+                r#"{{"name":"cold_segment_{name}_ns_per_row_{label}_{shape}","value":{:.1},"unit":"ns/row","counted":"{counted}","conditions":"{conditions}"}}"#,
+                ns as f64 / rows as f64
+            );
+        }
         Ok(())
     }
 }

@@ -20,7 +20,7 @@ const SEGMENTS_LOOKED_AT: usize = 64;
 
 /// Where in the dimension log the records begin that may name a job still open: the end that a segment of `LOOK_BACK_US` ago had. Reads some metas, by halving.
 pub(crate) fn look_back(dir: &Path, listing: &Listing) -> u64 {
-    let sealed: Vec<_> = listing.segments.iter().filter(|(_, files)| files.native && files.meta).map(|(&key, _)| key).collect();
+    let sealed: Vec<_> = listing.segments.iter().filter(|(_, files)| files.has_block() && files.meta).map(|(&key, _)| key).collect();
     let meta = |key: (u32, u32)| store::read_meta(dir, seg_of(key)).ok().flatten();
     let Some(newest) = sealed.last().and_then(|&key| meta(key)) else { return DIMENSIONS_START };
     let since_us = newest.last_us.saturating_sub(LOOK_BACK_US);

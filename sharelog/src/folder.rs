@@ -15,7 +15,16 @@ const CURSOR_PREFIX: &str = "cursor-";
 #[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
 pub(crate) struct SegmentFiles {
     pub(crate) native: bool,
+    /// The block packed, `.native.zst`. Beside a `.native` it does not count: a packer was killed before it came to remove that.
+    pub(crate) packed: bool,
     pub(crate) meta: bool,
+}
+
+impl SegmentFiles {
+    /// True where the block is there: the segment is sealed.
+    pub(crate) fn has_block(self) -> bool {
+        self.native || self.packed
+    }
 }
 
 /// The files of a folder by role.
@@ -50,6 +59,8 @@ pub(crate) fn list(dir: &Path) -> Result<Listing, LogError> {
             listing.temporary.push(path);
         } else if let Some(key) = name.strip_suffix(".native").and_then(key) {
             listing.segments.entry(key).or_default().native = true;
+        } else if let Some(key) = name.strip_suffix(".native.zst").and_then(key) {
+            listing.segments.entry(key).or_default().packed = true;
         } else if let Some(key) = name.strip_suffix(".meta").and_then(key) {
             listing.segments.entry(key).or_default().meta = true;
         } else if name.starts_with("journal-") && name.ends_with(".open") {

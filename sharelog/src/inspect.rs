@@ -51,13 +51,14 @@ pub fn dump(dir: &Path) -> Result<String, LogError> {
         line(format_args!("  set aside: {}", path.file_name().unwrap_or_default().to_string_lossy()));
     }
 
-    let sealed: Vec<_> = listing.segments.iter().filter(|(_, files)| files.native).map(|(&key, _)| seg_of(key)).collect();
+    let sealed: Vec<_> =
+        listing.segments.iter().filter(|(_, files)| files.has_block()).map(|(&key, files)| (seg_of(key), *files)).collect();
     line(format_args!("\nsegments: {}", sealed.len()));
     let skipped = sealed.len().saturating_sub(SEGMENTS_SHOWN);
     if skipped > 0 {
         line(format_args!("  ({skipped} older)"));
     }
-    for &seg in sealed.iter().skip(skipped) {
+    for &(seg, files) in sealed.iter().skip(skipped) {
         match store::read_meta(dir, seg) {
             Ok(Some(meta)) => {
                 let statuses: Vec<String> = ShareStatus::ALL
@@ -68,8 +69,10 @@ pub fn dump(dir: &Path) -> Result<String, LogError> {
                     .collect();
                 let journal: Vec<String> =
                     meta.journal.iter().map(|range| format!("{}:{}..{}", range.file, range.first, range.end)).collect();
+                let packed_bytes = || std::fs::metadata(store::packed_path(dir, seg)).map_or(0, |metadata| metadata.len());
+                let packed = if files.native { String::new() } else { format!(" (packed {})", packed_bytes()) };
                 line(format_args!(
-                    "  {}  {} to {}  {}  rows {} ({})  bytes {}  crc {:08x}  hash {:016x}  journal {}",
+                    "  {}  {} to {}  {}  rows {} ({})  bytes {}{packed}  crc {:08x}  hash {:016x}  journal {}",
                     meta.name,
                     utc_text(meta.first_us / 1_000_000),
                     utc_text(meta.last_us / 1_000_000),

@@ -1,9 +1,10 @@
 //! The share log: every submit becomes one row, exactly once, whatever dies.
 //!
 //! `Journal` (log stage) appends to mapped files; `Sealer` (control core) turns them into segments that ClickHouse takes as they are; `Registry` records what the ids in
-//! rows mean; in tier `disk` `Syncer` (a thread of its own) makes the journal durable before it is acknowledged. Readers (`store`, `scan`, `shares`, `verify`) need no lock. Format: `journal_format`, `segment`, `dimensions`; order of syncs: `sealer`.
+//! rows mean; in tier `disk` `Syncer` (a thread of its own) makes the journal durable before it is acknowledged; `Packer` (another) compresses cold segments. Readers (`store`, `scan`, `shares`, `verify`) need no lock. Format: `journal_format`, `segment`, `dimensions`; order of syncs: `sealer`.
 #![deny(unsafe_code)]
 
+mod cold;
 mod column_file;
 mod content_hash;
 mod dimensions;
@@ -33,6 +34,7 @@ mod sync;
 mod utc;
 pub mod verify;
 
+pub use cold::{PackStep, Packer};
 pub use dimensions::{DIMENSIONS_FILE, DIMENSIONS_START, DimensionReader, Registry};
 pub use error::{JournalFull, LogError};
 pub use id_map::{IdHasher, IdMap, IdSet, mix};

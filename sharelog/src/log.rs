@@ -58,6 +58,10 @@ pub struct LogCounters {
     pub segments_sealed: AtomicU64,
     /// Segments of the folder that every cursor has passed, as of the last look, with those deleted by this process.
     pub segments_shipped: AtomicU64,
+    /// Cold segments packed by this process.
+    pub segments_packed: AtomicU64,
+    /// Bytes that it saved by that.
+    pub packed_away_bytes: AtomicU64,
     /// Segments deleted by this process.
     pub segments_deleted: AtomicU64,
     /// Rows sealed by this process, recovered ones included.
@@ -92,7 +96,7 @@ pub struct LogCounters {
     pub sync_us_max: AtomicU64,
     /// Tier `disk`: journal files replaced because writing or syncing them failed.
     pub journals_replaced: AtomicU64,
-    troubles: Mutex<[String; 2]>,
+    troubles: Mutex<[String; 3]>,
 }
 
 /// Who cannot write.
@@ -102,6 +106,8 @@ pub enum Trouble {
     Sealing = 0,
     /// The sync thread of tier `disk`.
     Syncing = 1,
+    /// The packer of cold segments. Shares are logged all the same.
+    Packing = 2,
 }
 
 impl LogCounters {
@@ -119,7 +125,13 @@ impl LogCounters {
     /// Why the log cannot be written right now; empty when it can.
     pub fn troubles(&self) -> Vec<String> {
         let troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
-        troubles.iter().filter(|text| !text.is_empty()).cloned().collect()
+        troubles.iter().take(Trouble::Packing as usize).filter(|text| !text.is_empty()).cloned().collect()
+    }
+
+    /// Why the last cold segment could not be packed; empty when it was.
+    pub fn packing_trouble(&self) -> String {
+        let troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
+        troubles.get(Trouble::Packing as usize).cloned().unwrap_or_default()
     }
 }
 
@@ -301,16 +313,21 @@ fn recover<S: Storage>(storage: &S, dir: &Path, counters: &LogCounters) -> Resul
     let mut next_sequence = 1;
     let mut covered = 0;
     let mut dimensions_end = DIMENSIONS_START;
-    if let Some((&key, _)) = listing.segments.iter().rev().find(|(_, files)| files.native) {
+    if let Some((&key, _)) = listing.segments.iter().rev().find(|(_, files)| files.has_block()) {
         let meta = store::read_meta(dir, seg_of(key))?;
         let Some(meta) = meta else {
-            return Err(LogError::damaged(&store::native_path(dir, seg_of(key)), "it vanished while the log was opened"));
+            return Err(LogError::damaged(&store::plain_path(dir, seg_of(key)), "it vanished while the log was opened"));
         };
         next_sequence = key.0.saturating_add(1);
         covered = meta.journal_end();
         dimensions_end = meta.dimensions_end;
     }
-    for (&key, _) in listing.segments.iter().filter(|(_, files)| files.meta && !files.native) {
+    for (&key, _) in listing.segments.iter().filter(|(_, files)| files.native && files.packed) {
+        // A packer was killed before it removed the plain one, which nobody has to take on trust.
+        let path = store::packed_path(dir, seg_of(key));
+        storage.remove(&path).map_err(LogError::io("remove", &path))?;
+    }
+    for (&key, _) in listing.segments.iter().filter(|(_, files)| files.meta && !files.has_block()) {
         let path = store::meta_path(dir, seg_of(key));
         // The rows of a segment that was never committed are still in the journal. Where they are not, a committed block was lost since: its number is not used again
         // and its meta stays, so that verify tells.

@@ -1,4 +1,5 @@
 //! The sealer: reads the journal, writes segments, recycles files, keeps spares and applies retention. It runs on the control core, a bounded piece of work per step.
+use crate::cold::{PackOrders, Packed, Packer, new_packer};
 use crate::dimensions::DimensionLog;
 use crate::ends::EarlierRuns;
 use crate::error::LogError;
@@ -11,7 +12,7 @@ use crate::mapping::{MappedFile, memory_file};
 use crate::segment::{Columns, LoggedRow, SEGMENT_ROWS_MAX, SegmentMeta, segment_name, utc_day};
 use crate::segment_writer::DIRECT_FROM_BYTES;
 use crate::storage::{Disk, Storage};
-use crate::store::{self, meta_path, native_path};
+use crate::store::{self, meta_path, packed_path, plain_path};
 use crate::sync::{DiskFile, SyncFile, Syncer, preamble};
 use bytemuck::Zeroable;
 use otedama_killpoint::pass;
@@ -45,6 +46,8 @@ const WAITING_FEW: u64 = 10;
 const SUMS_PART: u64 = 8;
 /// So long after a disk was full rows are not tried again: sums stay.
 const SUMS_AFTER_FULL_US: u64 = 60_000_000;
+/// Pause before a segment that could not be packed is tried again.
+const PACK_AGAIN_US: u64 = 60_000_000;
 /// Pause before a full disk is tried again.
 const FULL_RETRY_US: u64 = 250_000;
 
@@ -93,10 +96,14 @@ type BlockRowAction = Box<dyn FnMut(&LoggedRow) + Send>;
 struct Sealed {
     seg: u64,
     rows: u64,
-    bytes: u64,
+    /// Of the block as it lies there, packed or not.
+    block_bytes: u64,
+    meta_bytes: u64,
     last_us: u64,
     /// When every cursor was first seen behind it.
     passed_us: Option<u64>,
+    /// Not to be packed before this moment; `u64::MAX` where it is packed, or damaged.
+    pack_from_us: u64,
 }
 
 /// Seals journal ranges into segments; see the module's head. Made by `ShareLog::open`.
@@ -135,10 +142,11 @@ pub struct Sealer<S: Storage = Disk> {
     /// When the disk was found full, last.
     last_full_us: Option<u64>,
     over_max: bool,
+    packing: Option<PackOrders>,
     on_block_row: Option<BlockRowAction>,
     /// Until the jobs that earlier runs left open have their ends.
     earlier: Option<EarlierRuns>,
-    _lock: Arc<File>,
+    lock: Arc<File>,
 }
 
 /// What `ShareLog::open` hands to the sealer.
@@ -192,9 +200,10 @@ impl<S: Storage> Sealer<S> {
             full_since_us: None,
             last_full_us: None,
             over_max: false,
+            packing: None,
             on_block_row: None,
             earlier: Some(earlier),
-            _lock: parts.lock,
+            lock: parts.lock,
         }
     }
 
@@ -206,6 +215,17 @@ impl<S: Storage> Sealer<S> {
     /// The sync thread's work: Some once, in a log that was opened with `ShareLog::open_synced`. Without it nothing of that log is ever acknowledged.
     pub fn take_sync(&mut self) -> Option<Syncer<S>> {
         self.syncer.take()
+    }
+
+    /// The work of packing segments that every cursor has passed and whose last row is so old: once, for a thread of its own. Without it segments stay as they are.
+    pub fn take_packer(&mut self, after_ms: u64) -> Option<Packer<S>> {
+        if self.packing.is_some() {
+            return None;
+        }
+        let (orders, packer) =
+            new_packer(self.storage.clone(), &self.settings.dir, self.counters.clone(), self.lock.clone(), after_ms.saturating_mul(1000));
+        self.packing = Some(orders);
+        Some(packer)
     }
 
     /// The counters, shared with the stats page.
@@ -250,6 +270,7 @@ impl<S: Storage> Sealer<S> {
         worked |= self.release()?;
         worked |= self.keep_spares(now_us)?;
         worked |= self.end_jobs_of_earlier_runs()?;
+        self.hear_packer(now_us);
         if now_us.saturating_sub(self.retention_us) >= RETENTION_EVERY_US {
             self.retain(now_us)?;
         }
@@ -631,7 +652,7 @@ impl<S: Storage> Sealer<S> {
         let dir = &self.settings.dir;
         let dimensions_end = self.dimensions.sync()?;
         pass("seal.dimensions_synced");
-        let (native, meta_file) = (native_path(dir, seg), meta_path(dir, seg));
+        let (native, meta_file) = (plain_path(dir, seg), meta_path(dir, seg));
         let native_tmp = dir.join(format!("{}.native.tmp", segment_name(seg)));
         let meta_tmp = dir.join(format!("{}.meta.tmp", segment_name(seg)));
 
@@ -695,6 +716,39 @@ impl<S: Storage> Sealer<S> {
         Ok(released)
     }
 
+    /// Takes what the packer has done, and gives it the next segment at once.
+    fn hear_packer(&mut self, now_us: u64) {
+        let Some((seg, packed)) = self.packing.as_mut().and_then(PackOrders::outcome) else { return };
+        if let Some(sealed) = self.sealed.iter_mut().find(|sealed| sealed.seg == seg) {
+            sealed.pack_from_us = match packed {
+                Packed::Done(bytes) => {
+                    // The meta is what it was.
+                    let saved = sealed.block_bytes.saturating_sub(bytes);
+                    sealed.block_bytes -= saved;
+                    self.sealed_bytes -= saved;
+                    u64::MAX
+                }
+                Packed::Later => now_us + PACK_AGAIN_US,
+                Packed::Never => u64::MAX,
+            };
+        }
+        self.order_packing(now_us);
+    }
+
+    /// Gives the packer the oldest segment that is cold, if it has none.
+    fn order_packing(&mut self, now_us: u64) {
+        let Some(packing) = self.packing.as_mut().filter(|packing| packing.in_hand.is_none()) else { return };
+        let is_cold = |sealed: &&Sealed| {
+            sealed.passed_us.is_some()
+                && now_us >= sealed.pack_from_us
+                && now_us.saturating_sub(sealed.last_us) >= packing.after_us
+                && sealed.block_bytes > 0
+        };
+        if let Some(sealed) = self.sealed.iter().find(is_cold) {
+            packing.order(sealed.seg);
+        }
+    }
+
     /// Bytes that the folder occupies.
     fn bytes(&self) -> u64 {
         let journals: u64 = self.sources.iter().chain(&self.read).map(|source| u64::from(source.header.cells) * CELL as u64).sum();
@@ -705,9 +759,16 @@ impl<S: Storage> Sealer<S> {
         if self.sealed.back().is_some_and(|last| last.seg == meta.seg) {
             return;
         }
-        let bytes = meta.native_bytes + meta_bytes;
-        self.sealed_bytes += bytes;
-        self.sealed.push_back(Sealed { seg: meta.seg, rows: u64::from(meta.rows), bytes, last_us: meta.last_us, passed_us: None });
+        self.sealed_bytes += meta.native_bytes + meta_bytes;
+        self.sealed.push_back(Sealed {
+            seg: meta.seg,
+            rows: u64::from(meta.rows),
+            block_bytes: meta.native_bytes,
+            meta_bytes,
+            last_us: meta.last_us,
+            passed_us: None,
+            pack_from_us: 0,
+        });
     }
 
     /// Reads what earlier processes sealed: once, in the background.
@@ -716,19 +777,22 @@ impl<S: Storage> Sealer<S> {
             return Ok(());
         }
         let listing = folder::list(&self.settings.dir)?;
-        for (&key, files) in listing.segments.iter().filter(|(_, files)| files.native) {
+        for (&key, files) in listing.segments.iter().filter(|(_, files)| files.has_block()) {
             let seg = seg_of(key);
             let size = |path: &Path| std::fs::metadata(path).map_or(0, |metadata| metadata.len());
-            let bytes = size(&native_path(&self.settings.dir, seg)) + size(&meta_path(&self.settings.dir, seg));
+            let block = if files.native { plain_path(&self.settings.dir, seg) } else { packed_path(&self.settings.dir, seg) };
+            let (block_bytes, meta_bytes) = (size(&block), size(&meta_path(&self.settings.dir, seg)));
             // Damaged metas are for verify to tell; here such a segment is kept until max_bytes.
             let meta = if files.meta { store::read_meta(&self.settings.dir, seg).ok().flatten() } else { None };
-            self.sealed_bytes += bytes;
+            self.sealed_bytes += block_bytes + meta_bytes;
             self.sealed.push_back(Sealed {
                 seg,
                 rows: meta.as_ref().map_or(0, |meta| u64::from(meta.rows)),
-                bytes,
+                block_bytes,
+                meta_bytes,
                 last_us: meta.as_ref().map_or(u64::MAX, |meta| meta.last_us),
                 passed_us: None,
+                pack_from_us: if files.native && meta.is_some() { 0 } else { u64::MAX },
             });
         }
         self.sealed_loaded = true;
@@ -763,8 +827,13 @@ impl<S: Storage> Sealer<S> {
             if !is_old && self.bytes() <= self.settings.max_bytes {
                 break;
             }
-            let (seg, bytes) = (oldest.seg, oldest.bytes);
-            for path in [native_path(&self.settings.dir, seg), meta_path(&self.settings.dir, seg)] {
+            let (seg, bytes) = (oldest.seg, oldest.block_bytes + oldest.meta_bytes);
+            if self.packing.as_ref().is_some_and(|packing| packing.in_hand == Some(seg)) {
+                // In a moment: the packer must not make a file of a segment that has gone.
+                break;
+            }
+            let dir = &self.settings.dir;
+            for path in [plain_path(dir, seg), packed_path(dir, seg), meta_path(dir, seg)] {
                 match self.storage.remove(&path) {
                     Ok(()) => {}
                     Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
@@ -775,6 +844,7 @@ impl<S: Storage> Sealer<S> {
             self.sealed_bytes -= bytes;
             self.counters.segments_deleted.fetch_add(1, Relaxed);
         }
+        self.order_packing(now_us);
         self.over_max = self.bytes() > self.settings.max_bytes;
         if self.settings.rolls_up_when_full && !self.is_short_of_room(0, now_us) {
             self.counters.rolled_up.store(false, Relaxed);

@@ -1,4 +1,6 @@
 //! Reading the sealed part of a log, without its lock: segments, and the cursors of those who follow it.
+use crate::cold;
+use crate::dimensions::DIMENSIONS_FILE;
 use crate::error::LogError;
 use crate::folder::{self, Listing, checked_line, read_checked_line, seg_of};
 use crate::segment::{SegmentMeta, segment_name};
@@ -32,7 +34,7 @@ impl SegmentStore {
         let listing = folder::list(&self.dir)?;
         let mut metas = Vec::new();
         for (&key, files) in listing.segments.range((sequence.saturating_add(1), 0)..) {
-            if !files.native || (sequence == u32::MAX) {
+            if !files.has_block() || (sequence == u32::MAX) {
                 continue;
             }
             if let Some(meta) = read_meta(&self.dir, seg_of(key))? {
@@ -42,30 +44,92 @@ impl SegmentStore {
         Ok(metas)
     }
 
-    /// The `.native` file of a segment: one block that ClickHouse takes as it is.
+    /// The `.native` file of a segment: one block that ClickHouse takes as it is. Of a cold segment it is `NAME.native.zst` instead, which `read_block` takes as well.
     pub fn native_path(&self, meta: &SegmentMeta) -> PathBuf {
-        native_path(&self.dir, meta.seg)
+        plain_path(&self.dir, meta.seg)
     }
 
-    /// Reads a segment's block into `into` (reused) and checks size and crc32c against its meta. Ok(false): retention has removed it.
+    /// True while the segment is in the folder, cold or not.
+    pub fn is_here(&self, meta: &SegmentMeta) -> bool {
+        has_block(&self.dir, meta.seg)
+    }
+
+    /// Reads a segment's block into `into` (reused) and checks size and crc32c against its meta; a cold one is unpacked. Ok(false): retention has removed it.
     pub fn read_native(&self, meta: &SegmentMeta, into: &mut Vec<u8>) -> Result<bool, LogError> {
-        let path = self.native_path(meta);
-        into.clear();
-        let mut file = match std::fs::File::open(&path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
-            Err(error) => return Err(LogError::io("open", &path)(error)),
-        };
-        // One allocation of the right size, kept by the caller for the next segment; a file that is longer than its meta says is still seen as such.
-        into.reserve(usize::try_from(meta.native_bytes).unwrap_or(0).min(1 << 28) + 1);
-        std::io::Read::read_to_end(&mut file, into).map_err(LogError::io("read", &path))?;
-        if into.len() as u64 != meta.native_bytes {
-            return Err(LogError::damaged(&path, format!("{} bytes where its meta has {}", into.len(), meta.native_bytes)));
-        }
-        if crc32c::crc32c(into) != meta.crc32c {
-            return Err(LogError::damaged(&path, "its crc does not match"));
-        }
-        Ok(true)
+        read_block(&self.native_path(meta), meta.native_bytes, meta.crc32c, into)
+    }
+}
+
+/// Reads the block of a segment into `into` (reused), from the `.native` file at `plain` or the `.native.zst` beside it. `bytes` and `crc32c` are those of the block, from its meta.
+/// Ok(false): there is neither.
+pub fn read_block(plain: &Path, bytes: u64, crc32c: u32, into: &mut Vec<u8>) -> Result<bool, LogError> {
+    let opened = |path: &Path| match std::fs::File::open(path) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(LogError::io("open", path)(error)),
+    };
+    into.clear();
+    let Some(mut file) = opened(plain)? else {
+        // The plain one goes when the packed one is there: looked for in this order, one of them is found.
+        let packed = plain.with_extension("native.zst");
+        let Some(file) = opened(&packed)? else { return Ok(false) };
+        return unpack_file(file, &packed, bytes, crc32c, into).map(|()| true);
+    };
+    // One allocation of the right size, kept by the caller for the next segment; a file that is longer than its meta says is still seen as such.
+    into.reserve(usize::try_from(bytes).unwrap_or(0).min(1 << 28) + 1);
+    std::io::Read::read_to_end(&mut file, into).map_err(LogError::io("read", plain))?;
+    check_block(plain, bytes, crc32c, into).map(|()| true)
+}
+
+/// Reads the packed block at `path`.
+pub(crate) fn read_packed(path: &Path, meta: &SegmentMeta, into: &mut Vec<u8>) -> Result<(), LogError> {
+    let file = std::fs::File::open(path).map_err(LogError::io("open", path))?;
+    unpack_file(file, path, meta.native_bytes, meta.crc32c, into)
+}
+
+fn unpack_file(mut file: std::fs::File, path: &Path, bytes: u64, crc32c: u32, into: &mut Vec<u8>) -> Result<(), LogError> {
+    let mut packed = Vec::new();
+    std::io::Read::read_to_end(&mut file, &mut packed).map_err(LogError::io("read", path))?;
+    cold::unpack(&packed, bytes, into).map_err(|what| LogError::damaged(path, what))?;
+    check_block(path, bytes, crc32c, into)
+}
+
+fn check_block(path: &Path, bytes: u64, crc32c: u32, block: &[u8]) -> Result<(), LogError> {
+    if block.len() as u64 != bytes {
+        return Err(LogError::damaged(path, format!("{} bytes where its meta has {bytes}", block.len())));
+    }
+    if crc32c::crc32c(block) != crc32c {
+        return Err(LogError::damaged(path, "its crc does not match"));
+    }
+    Ok(())
+}
+
+/// Held by a reader that names the files of segments itself, such as an SQL engine: until the file is dropped, no `.native` turns into a `.native.zst`, so that a segment is met once. None
+/// where the folder has no log yet.
+pub fn hold_forms(dir: &Path) -> Result<Option<std::fs::File>, LogError> {
+    match lock_forms(dir, rustix::fs::FlockOperation::LockShared) {
+        Err(LogError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        held => held,
+    }
+}
+
+/// Taken for the moment in which a segment changes its form; None while a reader holds the forms.
+pub(crate) fn lock_forms_to_change(dir: &Path) -> Result<Option<std::fs::File>, LogError> {
+    lock_forms(dir, rustix::fs::FlockOperation::NonBlockingLockExclusive)
+}
+
+fn lock_forms(dir: &Path, operation: rustix::fs::FlockOperation) -> Result<Option<std::fs::File>, LogError> {
+    // The dimension log is there as long as the folder is, and is never replaced: no file of its own is needed.
+    lock_file(&dir.join(DIMENSIONS_FILE), operation)
+}
+
+/// A lock on a file that is there; None where another process has it and `operation` does not wait.
+fn lock_file(path: &Path, operation: rustix::fs::FlockOperation) -> Result<Option<std::fs::File>, LogError> {
+    let file = std::fs::File::open(path).map_err(LogError::io("open", path))?;
+    match rustix::fs::flock(&file, operation) {
+        Ok(()) => Ok(Some(file)),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+        Err(error) => Err(LogError::io("lock", path)(error.into())),
     }
 }
 
@@ -73,13 +137,7 @@ impl SegmentStore {
 /// each find a segment missing, and double it. Held until the file is dropped; None while another process has it. Readers and the log's own writer do not ask for it.
 pub fn lock_resending(dir: &Path) -> Result<Option<std::fs::File>, LogError> {
     // The file of the epoch is there as long as the folder is, and is never replaced: no file of its own is needed.
-    let path = dir.join(folder::EPOCH_FILE);
-    let file = std::fs::File::open(&path).map_err(LogError::io("open", &path))?;
-    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(Some(file)),
-        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
-        Err(error) => Err(LogError::io("lock", &path)(error.into())),
-    }
+    lock_file(&dir.join(folder::EPOCH_FILE), rustix::fs::FlockOperation::NonBlockingLockExclusive)
 }
 
 /// True while a process has the folder open for writing.
@@ -91,15 +149,24 @@ pub fn is_being_written(dir: &Path) -> Result<bool, LogError> {
     }
 }
 
-pub(crate) fn native_path(dir: &Path, seg: u64) -> PathBuf {
+pub(crate) fn plain_path(dir: &Path, seg: u64) -> PathBuf {
     dir.join(format!("{}.native", segment_name(seg)))
+}
+
+pub(crate) fn packed_path(dir: &Path, seg: u64) -> PathBuf {
+    dir.join(format!("{}.native.zst", segment_name(seg)))
+}
+
+/// True where a segment's block is there in either form; asked in the order in which one follows the other.
+fn has_block(dir: &Path, seg: u64) -> bool {
+    plain_path(dir, seg).exists() || packed_path(dir, seg).exists()
 }
 
 pub(crate) fn meta_path(dir: &Path, seg: u64) -> PathBuf {
     dir.join(format!("{}.meta", segment_name(seg)))
 }
 
-/// The meta of a segment whose `.native` was listed; None when both are gone by now.
+/// The meta of a segment whose block was listed; None when both are gone by now.
 pub(crate) fn read_meta(dir: &Path, seg: u64) -> Result<Option<SegmentMeta>, LogError> {
     let path = meta_path(dir, seg);
     match std::fs::read(&path) {
@@ -109,7 +176,7 @@ pub(crate) fn read_meta(dir: &Path, seg: u64) -> Result<Option<SegmentMeta>, Log
         },
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             // Retention removes the .native first: with that gone too, all is well.
-            if native_path(dir, seg).exists() { Err(LogError::damaged(&path, "it is missing beside its .native")) } else { Ok(None) }
+            if has_block(dir, seg) { Err(LogError::damaged(&path, "it is missing beside its .native")) } else { Ok(None) }
         }
         Err(error) => Err(LogError::io("read", &path)(error)),
     }

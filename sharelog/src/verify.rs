@@ -233,7 +233,7 @@ pub fn verify(dir: &Path, ledger: Option<&Path>) -> Result<Report, LogError> {
 fn segments(dir: &Path, listing: &folder::Listing, journals: &[JournalScan], report: &mut Report) -> Result<Vec<SegmentMeta>, LogError> {
     let mut metas: Vec<SegmentMeta> = Vec::new();
     let mut last_sequence = None;
-    for (&key, _) in listing.segments.iter().filter(|(_, files)| files.native) {
+    for (&key, _) in listing.segments.iter().filter(|(_, files)| files.has_block()) {
         if let Some(last) = last_sequence
             && key.0 > last + 1
         {
@@ -250,7 +250,7 @@ fn segments(dir: &Path, listing: &folder::Listing, journals: &[JournalScan], rep
     if sealed > newest {
         report.problem(format!("segments {:08x} to {sealed:08x} are missing: a journal file was made when they were there", newest + 1));
     }
-    for (&key, _) in listing.segments.iter().filter(|(key, files)| files.meta && !files.native && key.0 > newest) {
+    for (&key, _) in listing.segments.iter().filter(|(key, files)| files.meta && !files.has_block() && key.0 > newest) {
         // A crash between the two renames leaves this; the rows are still in the journal then.
         let name = segment_name(seg_of(key));
         let read = store::read_meta(dir, seg_of(key));
@@ -322,7 +322,7 @@ fn folder_files(dir: &Path, listing: &folder::Listing, metas: &[SegmentMeta], re
         let read = store::read_cursor(dir, name);
         let Some(Some(position)) = report.found(read)? else { continue };
         // Looked up after the cursor: a log in use seals, then its follower passes.
-        let newest = folder::list(dir)?.segments.iter().rev().find(|(_, files)| files.native).map_or(0, |(key, _)| key.0);
+        let newest = folder::list(dir)?.segments.iter().rev().find(|(_, files)| files.has_block()).map_or(0, |(key, _)| key.0);
         if position.segment > newest {
             report.problem(format!("cursor {name} has passed segment {:08x}, but the newest is {newest:08x}", position.segment));
         }

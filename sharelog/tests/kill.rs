@@ -1,10 +1,10 @@
 //! A writer is killed again and again on one folder: every row that it acknowledged is there exactly once, and every row resolves.
 //!
 //! The child is this test binary, told by an environment variable to write. It appends batches of random sizes and writes, after each, how many rows stand to standard
-//! output, as a pool releases answers; a second thread seals meanwhile. 40 kills; 1000 with OTEDAMA_LONG=1.
+//! output, as a pool releases answers; a second thread seals meanwhile, a third packs what is sealed. 40 kills; 1000 with OTEDAMA_LONG=1.
 mod support;
 use otedama_primitives::{RunId, ShareRow, ShareStatus};
-use otedama_sharelog::{LogSettings, ShareLog, verify::verify};
+use otedama_sharelog::{LogSettings, PackStep, ShareLog, verify::verify};
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::path::Path;
@@ -39,6 +39,8 @@ fn child_writes_until_killed() {
     let settings = kill_settings(Path::new(&dir), boot);
     let (mut journal, mut sealer, registry, _) = ShareLog::open(settings.clone()).expect("open");
     registry.run(&run_record(settings.run)).expect("run");
+    let mut packer = sealer.take_packer(0).expect("packer");
+    std::thread::spawn(move || while packer.step(|| true).expect("pack") != PackStep::Ended {});
     std::thread::spawn(move || {
         let started = Instant::now();
         loop {
@@ -137,8 +139,11 @@ fn every_acknowledged_row_survives_every_kill_exactly_once() {
     sealer.drain(NOON_US).expect("drain");
     check(folder.path(), &acknowledged);
     let report = verify(folder.path(), None).expect("verify");
+    let names = std::fs::read_dir(folder.path()).expect("list").map(|entry| entry.expect("entry").file_name());
+    let packed = names.filter(|name| name.to_string_lossy().ends_with(".native.zst")).count();
+    assert!(packed > 10, "the packer came to {packed} segments");
     println!(
-        "{kills} kills, {} rows acknowledged, {} in the log",
+        "{kills} kills, {} rows acknowledged, {} in the log, {packed} segments packed",
         acknowledged.values().map(|&rows| u64::from(rows)).sum::<u64>(),
         report.rows
     );

@@ -1,6 +1,6 @@
 //! The tables of a server over the segments of a share log, for an engine on a laptop without a server: the statements that make them.
 //!
-//! `shares` is a view over the `.native` files as they lie on the disk, and a roll-up is a view with the very SELECT that fills its table on a server, so that recipes run
+//! `shares` is a view over the `.native` and `.native.zst` files as they lie on the disk, and a roll-up is a view with the very SELECT that fills its table on a server, so that recipes run
 //! the same. Dimension tables are made and filled, because queries read them under FINAL; they are small. Rows that are still in the journal are not there: a log without
 //! ClickHouse seals by rows or after 10 minutes.
 use crate::dimension::RecentJobs;
@@ -23,7 +23,8 @@ pub struct LocalTables {
     pub rows: u64,
 }
 
-/// The tables of `database` over the log in `dir`; the text of dimension records is written into the folder `into`, which has to last until the statements have run.
+/// The tables of `database` over the log in `dir`; the text of dimension records is written into the folder `into`, which has to last until the statements have run. Of a log in
+/// use the caller holds `otedama_sharelog::store::hold_forms` until then: a segment that is packed meanwhile would be met twice, or not at all.
 ///
 /// # Errors
 /// When the log cannot be read or the folder not be written.
@@ -70,17 +71,21 @@ pub fn local_tables(dir: &Path, database: &str, into: &Path) -> Result<LocalTabl
     Ok(LocalTables { statements, segments: metas.len(), rows: metas.iter().map(|meta| u64::from(meta.rows)).sum() })
 }
 
-/// The table function that reads the segments. Cold ones may be compressed.
+/// The table function that reads the segments, and what it must leave out.
 fn source(dir: &Path, empty: bool) -> String {
     let structure: Vec<_> = SHARES.columns.iter().map(|column| format!("{} {}", column.name, schema::wire_kind(column))).collect();
     let structure = literal(&structure.join(", "));
     if empty {
         return format!("null({structure})");
     }
-    let compressed = std::fs::read_dir(dir)
-        .is_ok_and(|entries| entries.flatten().any(|entry| entry.file_name().to_string_lossy().ends_with(".native.zst")));
-    let files: PathBuf = dir.join(if compressed { "*.{native,native.zst}" } else { "*.native" });
-    format!("file({}, 'Native', {structure})", literal(&files.to_string_lossy()))
+    let names = || std::fs::read_dir(dir).into_iter().flatten().flatten().filter_map(|entry| entry.file_name().into_string().ok());
+    let packed: Vec<String> = names().filter(|name| name.ends_with(".native.zst")).collect();
+    let files: PathBuf = dir.join(if packed.is_empty() { "*.native" } else { "*.{native,native.zst}" });
+    let read = format!("file({}, 'Native', {structure})", literal(&files.to_string_lossy()));
+    // A packer that was killed leaves both forms of a segment: the plain one is the segment.
+    let twice: Vec<String> =
+        packed.iter().filter(|name| dir.join(name.trim_end_matches(".zst")).exists()).map(|name| literal(name)).collect();
+    if twice.is_empty() { read } else { format!("{read}\nWHERE _file NOT IN ({})", twice.join(", ")) }
 }
 
 /// A modern server's DDL with `shares` over `source`, and every roll-up a view instead of a table that a view fills.
@@ -190,5 +195,17 @@ mod tests {
         let read = source(Path::new("/l'og"), false);
         assert!(read.starts_with("file('/l\\'og/*.native', 'Native', 'instance UInt16, ") && read.contains("work UInt64"), "{read}");
         assert!(source(Path::new("/"), true).starts_with("null('instance UInt16"));
+    }
+
+    #[test]
+    fn a_segment_in_two_forms_is_read_once() {
+        let folder = tempfile::tempdir().expect("folder");
+        for name in ["1-1.native", "1-2.native.zst", "1-2.meta", "1-3.native.zst.tmp"] {
+            std::fs::write(folder.path().join(name), "").expect("write");
+        }
+        let read = source(folder.path(), false);
+        assert!(read.contains("/*.{native,native.zst}'") && read.ends_with(')') && !read.contains("WHERE"), "{read}");
+        std::fs::write(folder.path().join("1-1.native.zst"), "").expect("write");
+        assert!(source(folder.path(), false).ends_with(")\nWHERE _file NOT IN ('1-1.native.zst')"));
     }
 }

@@ -6,6 +6,7 @@
 //! (`cargo xtask figures ship` has both sides of it). `seq` keeps the place that a row has in its segment.
 use bytes::Bytes;
 use crc32c::crc32c_append;
+use otedama_sharelog::store::read_block;
 use otedama_sharelog::{ColumnPlace, Layout};
 use std::fs::File;
 use std::io;
@@ -71,9 +72,29 @@ struct Scratch {
     spare: Vec<u64>,
 }
 
+/// Where a segment's bytes are.
+enum Source {
+    File(File),
+    /// A cold segment, unpacked: it is sent a second time because the server lost it, which is rare, and then it is some ten megabytes.
+    Memory(Vec<u8>),
+}
+
+impl Source {
+    fn read_exact_at(&self, into: &mut [u8], offset: u64) -> io::Result<()> {
+        match self {
+            Self::File(file) => file.read_exact_at(into, offset),
+            Self::Memory(bytes) => {
+                let from = usize::try_from(offset).ok().and_then(|offset| bytes.get(offset..)?.get(..into.len()));
+                into.copy_from_slice(from.ok_or(io::ErrorKind::UnexpectedEof)?);
+                Ok(())
+            }
+        }
+    }
+}
+
 /// Reads a segment piece by piece, its rows by worker and, as they arrived, by time.
 pub(crate) struct OrderedSegment {
-    file: File,
+    source: Source,
     size: u64,
     crc32c: u32,
     home: Arc<Kept>,
@@ -106,19 +127,31 @@ impl From<io::Error> for ReadProblem {
 impl OrderedSegment {
     /// Opens the segment at `path`, of this size and sum, with so many rows of this layout. Where its columns are not where such a block has them, it is read as it stands.
     pub(crate) fn open(path: &Path, size: u64, crc32c: u32, rows: u32, layout: Layout, home: Arc<Kept>) -> Result<Self, ReadProblem> {
-        let file = File::open(path)?;
-        let length = file.metadata()?.len();
+        let (source, length) = match File::open(path) {
+            Ok(file) => {
+                let length = file.metadata()?.len();
+                (Source::File(file), length)
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let mut block = Vec::new();
+                if !read_block(path, size, crc32c, &mut block).map_err(io::Error::other)? {
+                    return Err(error.into());
+                }
+                (Source::Memory(block), size)
+            }
+            Err(error) => return Err(error.into()),
+        };
         if length != size || size == 0 {
             return Err(ReadProblem::Damaged(format!("it has {length} bytes, its .meta says {size}")));
         }
         let scratch = home.scratch.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or_default();
-        let mut segment = Self { file, size, crc32c, home, scratch, places: Vec::new(), place: None, sent: 0, read: 0, running: 0 };
+        let mut segment = Self { source, size, crc32c, home, scratch, places: Vec::new(), place: None, sent: 0, read: 0, running: 0 };
         let mut places = layout.places(rows);
         if let Some(workers) = places.iter().find(|place| place.name == "worker")
             && places.last().is_some_and(|place| place.end == size)
         {
             let Scratch { column, order, keys, spare } = &mut segment.scratch;
-            let values = read_exactly(&segment.file, column, workers.values, workers.end)?;
+            let values = read_exactly(&segment.source, column, workers.values, workers.end)?;
             if sort(values.as_chunks().0, keys, spare) {
                 order.clear();
                 order.extend(keys.iter().map(|&key| key as u32));
@@ -138,7 +171,7 @@ impl OrderedSegment {
             let end = self.size.min(self.read + PIECE_BYTES as u64);
             let mut bytes = self.home.piece();
             let used = (end - self.read) as usize;
-            let running = crc32c_append(self.running, read_exactly(&self.file, &mut bytes, self.read, end)?);
+            let running = crc32c_append(self.running, read_exactly(&self.source, &mut bytes, self.read, end)?);
             self.count(end, running)?;
             return Ok(Some(self.leave(bytes, used)));
         }
@@ -146,7 +179,7 @@ impl OrderedSegment {
             Some(place) => (place, false),
             None => {
                 let Some(place) = self.places.pop() else { return Ok(None) };
-                let column = read_exactly(&self.file, &mut self.scratch.column, place.start, place.end)?;
+                let column = read_exactly(&self.source, &mut self.scratch.column, place.start, place.end)?;
                 let running = crc32c_append(self.running, column);
                 self.count(place.end, running)?;
                 (self.place, self.sent) = (Some(place), 0);
@@ -200,13 +233,13 @@ impl Drop for OrderedSegment {
 }
 
 /// Bytes `from..to` of a file, in the front of `into`, which grows where it must: bytes that are read over need no zeros first.
-fn read_exactly<'a>(file: &File, into: &'a mut Vec<u8>, from: u64, to: u64) -> io::Result<&'a [u8]> {
+fn read_exactly<'a>(source: &Source, into: &'a mut Vec<u8>, from: u64, to: u64) -> io::Result<&'a [u8]> {
     let length = (to - from) as usize;
     if into.len() < length {
         into.resize(length, 0);
     }
     let bytes = into.get_mut(..length).unwrap_or_default();
-    file.read_exact_at(bytes, from)?;
+    source.read_exact_at(bytes, from)?;
     Ok(bytes)
 }
 

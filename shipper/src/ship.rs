@@ -313,7 +313,7 @@ impl<S: Sink> Shipper<S> {
             let found = on_server.get(&(u64::from(instance_of(&meta)), meta.seg)).copied().unwrap_or_default();
             match found {
                 found if found == u64::from(meta.rows) => kept.push_back(meta),
-                0 if is_young(&meta) && self.store.native_path(&meta).exists() => lost.push(meta),
+                0 if is_young(&meta) && self.store.is_here(&meta) => lost.push(meta),
                 0 if !is_young(&meta) => {}
                 // Gone here too, or there in part or too often, which no power cut does: somebody's ALTER. `otedama reconcile` names it; it is counted once.
                 _ => {

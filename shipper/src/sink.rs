@@ -29,7 +29,7 @@ pub enum Body {
     Memory(Bytes),
     /// A sealed segment. Its rows leave by worker and, as they arrived, by time: the order of the table, which saves the server its sorting. The same bytes on every try.
     Segment {
-        /// The `.native` file.
+        /// The `.native` file, or where it was before the segment grew cold.
         path: PathBuf,
         /// Its size in bytes, from the `.meta` beside it.
         size: u64,

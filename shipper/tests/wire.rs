@@ -404,6 +404,42 @@ async fn what_a_server_took_and_lost_in_a_power_cut_goes_out_again_with_its_dime
 }
 
 #[tokio::test]
+async fn a_cold_segment_that_the_server_lost_goes_out_again_with_the_bytes_that_it_had() {
+    let mock = Mock::start(MODERN);
+    let mut log = Log::new();
+    for rows in [20_000, 3, 4] {
+        log.segment(rows, 5);
+    }
+    let run = start(settings(mock.url()), &log);
+    run.shipped(3).await;
+    let sent = mock.segment_inserts();
+    log.pack();
+    let metas = log.store().segments().expect("segments");
+    assert!(metas.iter().all(|meta| !log.store().native_path(meta).exists() && log.store().is_here(meta)), "all are cold");
+    assert_eq!(passed(&log), 3);
+    let tokens: Vec<_> = sent.iter().map(|insert| insert.token().to_owned()).collect();
+    mock.world().power_cut(|token| token == tokens[0] || token == tokens[2]);
+    let run = start(settings(mock.url()), &log);
+    run.until("all three again", |_| mock.world().by_segment().into_values().eq([20_000, 3, 4])).await;
+    run.end().await;
+    let again = mock.segment_inserts();
+    assert_eq!(again.len(), 5);
+    assert!(again[3].body == sent[0].body && again[4].body == sent[2].body, "the same bytes");
+
+    // One that is torn does not get there, and is named.
+    let packed = log.store().native_path(&metas[1]).with_extension("native.zst");
+    let bytes = std::fs::read(&packed).expect("packed");
+    std::fs::write(&packed, &bytes[..bytes.len() - 5]).expect("torn");
+    mock.world().power_cut(|token| token == tokens[1]);
+    let run = start(settings(mock.url()), &log);
+    run.until("refusing", |state| state.kind() == StateKind::Refusing).await;
+    assert!(run.state.last_error().contains("native.zst"), "{}", run.state.last_error());
+    std::fs::write(&packed, &bytes).expect("restored from a copy");
+    run.until("the torn one", |_| mock.world().by_segment().into_values().eq([20_000, 3, 4])).await;
+    run.end().await;
+}
+
+#[tokio::test]
 async fn what_somebody_deleted_on_a_server_that_never_stopped_stays_deleted() {
     let mock = Mock::start(MODERN);
     let mut log = Log::new();

@@ -3,7 +3,9 @@
 
 use otedama_primitives::{Coin, Dimension, Hash256, RunId, SessionRecord, ShareRow, ShareStatus, Target, WorkerId, WorkerRecord};
 use otedama_sharelog::store::SegmentStore;
-use otedama_sharelog::{BlockRecord, BlockStatus, Disk, JobRecord, Journal, Layout, LogSettings, Registry, RunRecord, Sealer, ShareLog};
+use otedama_sharelog::{
+    BlockRecord, BlockStatus, Disk, JobRecord, Journal, Layout, LogSettings, PackStep, Registry, RunRecord, Sealer, ShareLog,
+};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -159,6 +161,17 @@ impl Log {
             self.journal.append(&[], &rows).expect("there is room");
         }
         self.sealer.drain(FIRST_US).expect("sealed");
+    }
+
+    /// Compresses every segment that the cursors have passed, whatever its age.
+    pub fn pack(&mut self) {
+        let mut packer = self.sealer.take_packer(0).expect("once");
+        for now_us in (FIRST_US + 3_600_000_000..).step_by(2_000_000) {
+            self.sealer.step(now_us).expect("step");
+            if packer.step(|| true).expect("packed") != PackStep::Worked {
+                break;
+            }
+        }
     }
 
     /// Writes what the sealer has not synced yet, such as records without a segment.
