@@ -1735,9 +1735,14 @@ fn address_fits(network: Network, address: &str) -> bool {
 
 /// Variables that are no keys: switches of the project's own test lanes, which are set around `cargo test` and seen by the servers that tests start, and the places of the
 /// SQL engine, which `otedama sql` and the engine read themselves.
-const NO_KEYS: [&str; 11] = [
+const NO_KEYS: [&str; 16] = [
     otedama_pipeline::fail_point::Pause::VARIABLE,
     "OTEDAMA_KILL_AT",
+    "OTEDAMA_KILL_JOURNAL_FILE_BYTES",
+    "OTEDAMA_KILL_POINTS",
+    "OTEDAMA_OUTAGE_SECONDS",
+    "OTEDAMA_OUTAGE_RATE",
+    "OTEDAMA_FIGURES",
     "OTEDAMA_LONG",
     "OTEDAMA_REQUIRE_CLICKHOUSE",
     "OTEDAMA_REGTEST_NODE",

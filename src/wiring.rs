@@ -261,7 +261,7 @@ fn log_settings(config: &Config, run: RunId) -> LogSettings {
         segment_rows: config.log.segment_rows,
         seal_after_ms: if ships { config.log.seal_after_ms } else { SEAL_ALONE_MS },
         max_bytes: config.log.max_bytes,
-        journal_file_bytes: JOURNAL_FILE_BYTES,
+        journal_file_bytes: otedama_killpoint::journal_file_bytes(JOURNAL_FILE_BYTES),
         keep_ms: config.log.keep_s.saturating_mul(1000),
         keep_shipped_ms: config.log.keep_shipped_s.saturating_mul(1000),
         has_cursor: ships,

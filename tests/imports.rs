@@ -23,7 +23,7 @@ const RULES: [(&str, &[&str]); 15] = [
     ("otedama-export", &["otedama-primitives", "otedama-sharelog"]),
     ("otedama-pipeline", &["otedama-killpoint", "otedama-primitives", "otedama-kernels", "otedama-stratum", "otedama-sharelog"]),
     ("otedama-chain", &["otedama-primitives", "otedama-kernels"]),
-    ("otedama-shipper", &["otedama-primitives", "otedama-sharelog"]),
+    ("otedama-shipper", &["otedama-killpoint", "otedama-primitives", "otedama-sharelog"]),
     ("otedama-tuning", &[]),
     ("loadgen", &["otedama-primitives", "otedama-kernels", "otedama-stratum"]),
     // Benchmarks measure the data plane from outside; nobody imports them.

@@ -12,7 +12,7 @@
 #![forbid(unsafe_code)]
 
 /// Every point there is, in the order of a share's way. A test kills the pool at each; a name that is not in this list cannot be armed.
-pub const POINTS: [&str; 44] = [
+pub const POINTS: [&str; 49] = [
     // Opening the log.
     "open.locked",
     "open.epoch_known",
@@ -63,7 +63,28 @@ pub const POINTS: [&str; 44] = [
     "sync.end_written",
     "sync.synced",
     "sync.told",
+    // The shipper, which runs where a ClickHouse is configured.
+    "ship.dimensions_sent",
+    "ship.body_sent",
+    "ship.answered",
+    "ship.segment_told",
+    "ship.cursor_stored",
 ];
+
+/// Where a build with kill points reads a smaller size of journal files, so that files turn and come back within the seconds that a killed server lives.
+const JOURNAL_FILE_VARIABLE: &str = "OTEDAMA_KILL_JOURNAL_FILE_BYTES";
+
+/// Size of a journal file: `bytes`, or in a build with kill points what the environment says. Words that are no number end the process with exit code 2.
+pub fn journal_file_bytes(bytes: u64) -> u64 {
+    let Some(words) = std::env::var_os(JOURNAL_FILE_VARIABLE).filter(|_| are_built_in()) else { return bytes };
+    match words.to_str().and_then(|words| words.parse().ok()) {
+        Some(bytes) => bytes,
+        None => {
+            eprintln!("error: {JOURNAL_FILE_VARIABLE}: {words:?} is no number of bytes");
+            std::process::exit(2);
+        }
+    }
+}
 
 /// A place at which an armed test kills the process. `name` is one of `POINTS`.
 #[inline(always)]

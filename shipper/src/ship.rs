@@ -6,6 +6,7 @@ use crate::schema::{JOBS, LAYOUTS_FROM, SEGMENTS, identifier, literal, segment_c
 use crate::sink::{Body, HttpSink, Remedy, Sink, SinkError};
 use crate::state::{ShipperState, StateKind};
 use bytes::Bytes;
+use otedama_killpoint::pass;
 use otedama_sharelog::store::{Cursor, CursorPosition, SegmentStore, lock_resending};
 use otedama_sharelog::{DimensionReader, Layout, LogError, SegmentMeta, segment_name};
 use std::collections::{HashMap, VecDeque};
@@ -425,6 +426,7 @@ impl<S: Sink> Shipper<S> {
                 return Ok(());
             }
             self.link.send_dimensions(rows).await.map_err(refused)?;
+            pass("ship.dimensions_sent");
             self.position.dimensions = offset;
             self.store_cursor().await?;
         }
@@ -479,10 +481,12 @@ impl<S: Sink> Shipper<S> {
         if done > 0 {
             let metas: Vec<_> = self.pending.iter().take(done).map(|pending| Arc::clone(&pending.meta)).collect();
             self.link.send_segment_rows(server, &metas).await.map_err(refused)?;
+            pass("ship.segment_told");
             if let Some(last) = metas.last() {
                 // One that was lost and sent again lies behind the cursor.
                 self.position.segment = self.position.segment.max(last.sequence());
                 self.store_cursor().await?;
+                pass("ship.cursor_stored");
             }
             metas.into_iter().for_each(|meta| self.held.push(meta));
             self.pending.drain(..done);
@@ -695,6 +699,7 @@ impl<S: Sink> Link<S> {
             Body::Segment { path, size: meta.native_bytes, crc32c: meta.crc32c, rows: meta.rows, layout: meta.layout },
         )
         .await?;
+        pass("ship.answered");
         if pending.doubtful && server.method == Method::Tokens && !server.replicated {
             // A server that lost power may remember the token of a first try and have lost its rows: then it has dropped this one as its repetition. Rows are never looked for
             // first instead: they can be there while a view that the first try did not come to still lacks them, which the repetition mends.

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use clickhouse::error::Error;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
+use otedama_killpoint::pass;
 use otedama_sharelog::Layout;
 use std::future::Future;
 use std::io;
@@ -292,6 +293,7 @@ impl Sink for HttpSink {
                 while let Some(piece) = pieces.next().await? {
                     insert.send(piece).await.map_err(|error| self.error(error))?;
                 }
+                pass("ship.body_sent");
             }
         }
         insert.end().await.map_err(|error| self.error(error))
