@@ -1900,6 +1900,28 @@ mod tests {
     }
 
     #[test]
+    fn no_switch_of_the_projects_own_tests_keeps_a_server_that_they_start_from_starting() {
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+        let mut seen = 0;
+        for folder in ["tests", "tests/support", "shipper/tests/server", "killpoint/src"] {
+            for entry in std::fs::read_dir(root.join(folder)).expect("a folder of the repository").flatten() {
+                let Ok(text) = std::fs::read_to_string(entry.path()) else { continue };
+                for name in
+                    text.split('"').filter(|word| word.starts_with(ENV_PREFIX) && word.bytes().all(|b| b.is_ascii_uppercase() || b == b'_'))
+                {
+                    assert!(
+                        name.contains("__") || NO_KEYS.contains(&name),
+                        "{name} in {} is read by a test, and serve would refuse it",
+                        entry.path().display()
+                    );
+                    seen += 1;
+                }
+            }
+        }
+        assert!(seen > 10, "{seen} names");
+    }
+
+    #[test]
     fn the_defaults_are_those_of_the_contract() {
         let c = Config::defaults();
         assert_eq!((c.pool.name.as_str(), c.pool.instance), ("otedama", 0));

@@ -1,5 +1,6 @@
 //! `dimensions.log`: append-only records, each with a crc over its header and one over its payload, so that a torn tail, which a killed process leaves, is told from damage.
 use crate::error::LogError;
+use crate::folder::WriterLock;
 use crate::records::{self, BlockRecord, DimensionEntry, JobRecord, RunRecord, kind};
 use crate::storage::Storage;
 use otedama_killpoint::pass;
@@ -396,11 +397,11 @@ impl DimensionLog {
 /// The control plane's handle: it records runs, jobs and blocks before they are published. Locks a mutex; never for a share core.
 pub struct Registry {
     log: Arc<DimensionLog>,
-    _lock: Arc<File>,
+    _lock: Arc<WriterLock>,
 }
 
 impl Registry {
-    pub(crate) fn new(log: Arc<DimensionLog>, lock: Arc<File>) -> Self {
+    pub(crate) fn new(log: Arc<DimensionLog>, lock: Arc<WriterLock>) -> Self {
         Self { log, _lock: lock }
     }
 

@@ -78,15 +78,30 @@ pub(crate) fn list(dir: &Path) -> Result<Listing, LogError> {
     Ok(listing)
 }
 
-/// Takes the writer's lock of the folder; it is held as long as the file is open.
-pub(crate) fn lock(dir: &Path) -> Result<File, LogError> {
+/// The writer's hold on a folder, as long as it is not dropped.
+#[derive(Debug)]
+pub(crate) struct WriterLock {
+    /// `LOCK`, which every release asks for.
+    _file: File,
+    /// The folder itself: a `LOCK` that somebody removed is made anew by the next writer, and locked by both.
+    _folder: File,
+}
+
+/// Takes the writer's lock of the folder.
+pub(crate) fn lock(dir: &Path) -> Result<WriterLock, LogError> {
     let path = dir.join(LOCK_FILE);
     let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(LogError::io("open", &path))?;
-    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(LogError::Locked { path: dir.to_path_buf() }),
-        Err(error) => Err(LogError::io("lock", &path)(error.into())),
+    let folder = File::open(dir).map_err(LogError::io("open", dir))?;
+    for (handle, path) in [(&file, path.as_path()), (&folder, dir)] {
+        match rustix::fs::flock(handle, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => return Err(LogError::Locked { path: dir.to_path_buf() }),
+            // A network's file system may lock files and no folders.
+            Err(_) if path == dir => {}
+            Err(error) => return Err(LogError::io("lock", path)(error.into())),
+        }
     }
+    Ok(WriterLock { _file: file, _folder: folder })
 }
 
 /// Writes a small file whole: temporary, fsync, rename, fsync of the folder.

@@ -1,5 +1,6 @@
 //! The open form of the log: the log stage appends batches to mapped, preallocated files.
 use crate::error::JournalFull;
+use crate::folder::WriterLock;
 use crate::journal_format::{
     BATCH_DIMENSIONS_MAX, BATCH_ROWS_MAX, CELL, COMMITTED_END_OFFSET, Commit, DIMENSION_CELLS, FIRST_CELL, committed_end_word, hash_cells,
     row_sequence,
@@ -8,7 +9,6 @@ use crate::mapping::MappedFile;
 use crate::sync::JournalSync;
 use otedama_killpoint::pass;
 use otedama_primitives::{Dimension, Hash256, ShareRow};
-use std::fs::File;
 use std::sync::Arc;
 
 /// A journal file ready for batches: mapped, faulted in, its header written. In tier `disk` the mapping is of memory that the sync thread copies to the file.
@@ -30,7 +30,7 @@ pub struct Journal {
     full: rtrb::Producer<JournalFile>,
     /// Tier `disk`: tells the sync thread how far the journal is, and hears how far it is durable.
     sync: Option<JournalSync>,
-    _lock: Arc<File>,
+    _lock: Arc<WriterLock>,
 }
 
 impl Journal {
@@ -38,7 +38,7 @@ impl Journal {
         spares: rtrb::Consumer<JournalFile>,
         full: rtrb::Producer<JournalFile>,
         sync: Option<JournalSync>,
-        lock: Arc<File>,
+        lock: Arc<WriterLock>,
     ) -> Self {
         Self { current: None, next_cell: 0, next_row: 0, last_us: 0, rows_appended: 0, spares, full, sync, _lock: lock }
     }

@@ -3,7 +3,7 @@ use crate::cold::{PackOrders, Packed, Packer, new_packer};
 use crate::dimensions::DimensionLog;
 use crate::ends::EarlierRuns;
 use crate::error::LogError;
-use crate::folder::{self, seg_of};
+use crate::folder::{self, WriterLock, seg_of};
 use crate::journal::JournalFile;
 use crate::journal_format::{CELL, COMMITTED_END_OFFSET, Cell, FIRST_CELL, JournalHeader, Parsed, committed_end, parse, row_sequence};
 use crate::layout::Layout;
@@ -146,7 +146,7 @@ pub struct Sealer<S: Storage = Disk> {
     on_block_row: Option<BlockRowAction>,
     /// Until the jobs that earlier runs left open have their ends.
     earlier: Option<EarlierRuns>,
-    lock: Arc<File>,
+    lock: Arc<WriterLock>,
 }
 
 /// What `ShareLog::open` hands to the sealer.
@@ -165,7 +165,7 @@ pub(crate) struct SealerParts<S: Storage> {
     pub(crate) next_sequence: u32,
     pub(crate) covered: u64,
     pub(crate) ends_from: u64,
-    pub(crate) lock: Arc<File>,
+    pub(crate) lock: Arc<WriterLock>,
 }
 
 impl<S: Storage> Sealer<S> {
@@ -610,7 +610,11 @@ impl<S: Storage> Sealer<S> {
         let seg = (u64::from(self.epoch) << 32) | u64::from(self.next_sequence);
         if self.settings.rolls_up_when_full {
             self.load_sealed()?;
-            if self.columns.layout != Layout::Rollup && self.is_short_of_room(self.columns.block_bytes(), now_us) {
+            // A try that failed behind the commit point may have been read by a follower: it stays what it is.
+            if self.columns.layout != Layout::Rollup
+                && self.is_short_of_room(self.columns.block_bytes(), now_us)
+                && !native_path(&self.settings.dir, seg).exists()
+            {
                 self.columns.roll_up();
             }
         }

@@ -1,10 +1,10 @@
 //! Reading the sealed part of a log, without its lock: segments, and the cursors of those who follow it.
 use crate::cold;
-use crate::dimensions::DIMENSIONS_FILE;
+use crate::dimensions::{DIMENSIONS_FILE, DIMENSIONS_START};
 use crate::error::LogError;
 use crate::folder::{self, Listing, checked_line, read_checked_line, seg_of};
 use crate::segment::{SegmentMeta, segment_name};
-use crate::storage::Disk;
+use crate::storage::{Disk, Storage};
 use std::path::{Path, PathBuf};
 
 /// The sealed segments of a folder.
@@ -42,6 +42,12 @@ impl SegmentStore {
             }
         }
         Ok(metas)
+    }
+
+    /// Makes the names of the segments listed so far durable, for a follower that tells others of them: a segment can be seen a moment before its name would survive a power
+    /// cut, and where one goes, its number goes to other rows.
+    pub fn keep_names(&self) -> Result<(), LogError> {
+        Disk.sync_folder(&self.dir).map_err(LogError::io("fsync", &self.dir))
     }
 
     /// The `.native` file of a segment: one block that ClickHouse takes as it is. Of a cold segment it is `NAME.native.zst` instead, which `read_block` takes as well.
@@ -215,8 +221,16 @@ impl Cursor {
         Ok(read_cursor(&self.dir, &self.name)?.unwrap_or_default())
     }
 
-    /// Stores a position; it is durable when this returns.
+    /// Stores a position; it is durable when this returns, and so are the records that it has passed. Were a power cut to take them, others would stand at their offsets, and be
+    /// taken for passed.
     pub fn store(&self, position: CursorPosition) -> Result<(), LogError> {
+        if position.dimensions > DIMENSIONS_START {
+            let path = self.dir.join(DIMENSIONS_FILE);
+            match std::fs::File::open(&path).and_then(|file| Disk.fdatasync(&file)) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(LogError::io("fdatasync", &path)(error)),
+                _ => {}
+            }
+        }
         let line = checked_line(&format!("otedama-cursor 1 {} {}", position.segment, position.dimensions));
         folder::replace(&Disk, &self.dir, &format!("cursor-{}", self.name), line.as_bytes())
     }

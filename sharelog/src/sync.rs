@@ -7,6 +7,7 @@
 //!
 //! After a failed write or sync nothing is known of that file, and it is never synced again: what it holds, still whole in memory, goes into a new file that takes its place.
 use crate::error::LogError;
+use crate::folder::WriterLock;
 use crate::journal_format::{
     CELL, COMMITTED_END_OFFSET, DURABLE_END_OFFSET, FIRST_CELL, JournalHeader, PREAMBLE, committed_end, committed_end_word,
     durable_end_word,
@@ -105,7 +106,7 @@ pub struct Syncer<S: Storage = Disk> {
     durable_to: u64,
     told_to: u64,
     buffer: Vec<u8>,
-    _lock: Arc<File>,
+    _lock: Arc<WriterLock>,
 }
 
 /// The ends of a new sync thread: for the journal, for the sealer, and the thread's own.
@@ -113,7 +114,7 @@ pub(crate) fn new_sync<S: Storage>(
     storage: Arc<S>,
     dir: &Path,
     counters: Arc<LogCounters>,
-    lock: Arc<File>,
+    lock: Arc<WriterLock>,
     files_max: usize,
 ) -> (JournalSync, rtrb::Producer<SyncFile>, Syncer<S>) {
     let shared: Arc<Shared> = Arc::default();

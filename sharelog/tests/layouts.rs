@@ -10,7 +10,7 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering::Relaxed};
 use support::*;
 
 fn hash(nonce: u32) -> Hash256 {
@@ -363,9 +363,9 @@ fn a_full_log_goes_on_with_sums_and_loses_no_share() {
     assert_eq!((newest.layout, newest.rows), (Layout::Replayable, 1));
 }
 
-/// A disk with so many bytes left.
+/// A disk with so many bytes left, whose folders cannot be synced while the flag is set.
 #[derive(Clone)]
-struct SmallDisk(Arc<AtomicI64>);
+struct SmallDisk(Arc<AtomicI64>, Arc<AtomicBool>);
 
 impl SmallDisk {
     fn take(&self, file: &File, end: u64) -> io::Result<()> {
@@ -413,7 +413,7 @@ impl Storage for SmallDisk {
     }
 
     fn sync_folder(&self, folder: &Path) -> io::Result<()> {
-        Disk.sync_folder(folder)
+        if self.1.load(Relaxed) { Err(io::Error::from_raw_os_error(28)) } else { Disk.sync_folder(folder) }
     }
 }
 
@@ -421,7 +421,7 @@ impl Storage for SmallDisk {
 fn a_full_disk_takes_sums_where_it_has_no_room_for_rows() {
     let folder = tempfile::tempdir().expect("folder");
     let settings = LogSettings { rolls_up_when_full: true, ..settings_of(folder.path(), 1, Layout::Full) };
-    let disk = SmallDisk(Arc::new(AtomicI64::new(2 << 20)));
+    let disk = SmallDisk(Arc::new(AtomicI64::new(2 << 20)), Arc::default());
     let (mut journal, mut sealer, registry, counters) = ShareLog::open_with(settings.clone(), disk.clone()).expect("open");
     begin(&settings, &registry, &mut journal);
     let (mut next, mut now_us) = (0, NOON_US);
@@ -455,4 +455,32 @@ fn a_full_disk_takes_sums_where_it_has_no_room_for_rows() {
     assert_eq!((report.problems, report.by_status[0]), (vec![], u64::from(held)));
     let newest = SegmentStore::open(folder.path()).expect("store").segments().expect("segments").pop().expect("sealed");
     assert_eq!(newest.layout, Layout::Full);
+}
+
+#[test]
+fn a_segment_that_a_follower_may_have_read_is_not_made_of_sums_afterwards() {
+    let folder = tempfile::tempdir().expect("folder");
+    let settings = LogSettings { rolls_up_when_full: true, ..settings_of(folder.path(), 1, Layout::Replayable) };
+    let disk = SmallDisk(Arc::new(AtomicI64::new(1 << 30)), Arc::default());
+    let (mut journal, mut sealer, registry, _) = ShareLog::open_with(settings.clone(), disk.clone()).expect("open");
+    begin(&settings, &registry, &mut journal);
+    settle(&mut sealer, NOON_US);
+    journal.append(&[], &(0..1000).map(busy).collect::<Vec<_>>()[..500]).expect("room");
+    journal.append(&[], &(0..1000).map(busy).collect::<Vec<_>>()[500..]).expect("room");
+    // The one sync of the folder that seals it fails behind the commit point, for want of room.
+    disk.1.store(true, Relaxed);
+    for step in 0..5 {
+        sealer.step(NOON_US + step).expect("a full disk is no error");
+    }
+    let seen = SegmentStore::open(folder.path()).expect("store").segments().expect("segments");
+    assert_eq!((seen.len(), seen[0].layout, seen[0].rows), (1, Layout::Replayable, 1000));
+    disk.1.store(false, Relaxed);
+    for step in 0..5 {
+        sealer.step(NOON_US + 1_000_000 * (1 + step)).expect("room again");
+    }
+    drop(journal);
+    sealer.drain(NOON_US + 10_000_000).expect("drain");
+    let now = SegmentStore::open(folder.path()).expect("store").segments().expect("segments");
+    assert_eq!((now.len(), now[0].layout, now[0].content_hash), (1, Layout::Replayable, seen[0].content_hash));
+    assert_eq!(verify(folder.path(), None).expect("verify").problems, Vec::<String>::new());
 }

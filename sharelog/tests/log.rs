@@ -48,6 +48,10 @@ fn a_second_writer_is_refused_with_exit_code_three_and_a_reader_is_not() {
     assert!(matches!(second, LogError::Locked { .. }), "{second}");
     assert_eq!(second.exit_code(), 3);
     assert_eq!(nonces(folder.path()), []);
+    // Somebody takes the file for a stale one.
+    std::fs::remove_file(folder.path().join("LOCK")).expect("it is there");
+    let third = ShareLog::open(settings(folder.path(), 2)).map(|_| ()).expect_err("locked all the same");
+    assert!(matches!(third, LogError::Locked { .. }), "{third}");
     drop(held);
     ShareLog::open(settings(folder.path(), 3)).expect("free again");
 }

@@ -5,7 +5,8 @@
 //! loudly where it skips. 24 cuts; 500 with OTEDAMA_LONG=1, over three batch policies each time.
 mod support;
 use otedama_primitives::{RunId, ShareRow, ShareStatus};
-use otedama_sharelog::{LogSettings, ShareLog, SyncStep, verify::verify};
+use otedama_sharelog::store::{Cursor, CursorPosition, SegmentStore};
+use otedama_sharelog::{DimensionReader, Disk, LogSettings, ShareLog, Storage, SyncStep, verify::verify};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -294,4 +295,80 @@ fn the_same_cuts_lose_rows_that_tier_process_acknowledged() {
         }
         Err(why) => println!("skipped: no power was cut: {why}"),
     }
+}
+
+/// A disk whose folders cannot be synced at times.
+#[derive(Clone, Default)]
+struct LateFolders(std::sync::Arc<AtomicBool>);
+
+impl Storage for LateFolders {
+    fn create(&self, path: &Path) -> std::io::Result<std::fs::File> {
+        Disk.create(path)
+    }
+
+    fn fallocate(&self, file: &std::fs::File, bytes: u64) -> std::io::Result<()> {
+        Disk.fallocate(file, bytes)
+    }
+
+    fn write_at(&self, file: &std::fs::File, offset: u64, bytes: &[u8]) -> std::io::Result<usize> {
+        Disk.write_at(file, offset, bytes)
+    }
+
+    fn fsync(&self, file: &std::fs::File) -> std::io::Result<()> {
+        Disk.fsync(file)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> std::io::Result<()> {
+        Disk.rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> std::io::Result<()> {
+        Disk.remove(path)
+    }
+
+    fn sync_folder(&self, folder: &Path) -> std::io::Result<()> {
+        if self.0.load(Ordering::Acquire) { Err(std::io::Error::from_raw_os_error(5)) } else { Disk.sync_folder(folder) }
+    }
+}
+
+#[test]
+fn what_a_follower_told_others_of_is_there_after_a_power_cut() {
+    let machine = match Machine::new() {
+        Ok(machine) => machine,
+        Err(why) => return println!("skipped: no power was cut: {why}"),
+    };
+    let dir = machine.mountpoint().join("log");
+    let disk = LateFolders::default();
+    let position = {
+        let settings = LogSettings { seal_after_ms: 600_000, ..power_settings(&dir, 1) };
+        let (mut journal, mut sealer, registry, _) = ShareLog::open_with(settings.clone(), disk.clone()).expect("open");
+        begin(&settings, &registry, &mut journal);
+        // From here on a segment is renamed, and its name is not durable: the power goes before the folder's fsync.
+        disk.0.store(true, Ordering::Release);
+        journal.append(&[], &(0..100).map(row).collect::<Vec<_>>()).expect("room");
+        drop(journal);
+        sealer.drain(NOON_US).expect_err("the folder cannot be synced");
+        // A follower sees it and passes it on, with records behind it that nothing has synced.
+        let store = SegmentStore::open(&dir).expect("the folder");
+        assert_eq!(store.segments().expect("segments").len(), 1);
+        store.keep_names().expect("the disk itself is sound");
+        for counter in 2..200 {
+            registry.job(&job(settings.run, counter)).expect("record");
+        }
+        let mut reader = DimensionReader::from(&dir, 0).expect("records");
+        while let Some(entry) = reader.next() {
+            entry.expect("a sound log");
+        }
+        let position = CursorPosition { segment: 1, dimensions: reader.offset() };
+        Cursor::open(&dir, "follower").expect("a cursor").store(position).expect("stored");
+        machine.cut(2);
+        position
+    };
+    machine.power_off();
+    machine.power_on().expect("power");
+    assert_eq!(SegmentStore::open(&dir).expect("the folder").segments().expect("segments").len(), 1, "its number would go to other rows");
+    assert_eq!(Cursor::open(&dir, "follower").expect("a cursor").load().expect("whole"), position);
+    let end = std::fs::metadata(dir.join("dimensions.log")).expect("records").len();
+    assert!(end >= position.dimensions, "{end} bytes of records, {} were passed", position.dimensions);
+    machine.power_off();
 }

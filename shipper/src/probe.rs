@@ -32,6 +32,8 @@ pub struct Server {
 }
 
 const SHARES_LOCAL: &str = "shares_local";
+/// Inserts that a table must remember at the least: eight in flight of each of a hundred servers of a pool, and as many that came while one of them looked for its answer.
+const WINDOW_MIN: u64 = 1000;
 /// ILLEGAL_COLUMN, as a server answers to a column that is there already.
 const COLUMN_EXISTS: u32 = 44;
 
@@ -233,7 +235,7 @@ async fn check_windows<S: Sink>(sink: &S, settings: &ShipperSettings, shares: &s
     }
     wrong.sort();
     Err(SinkError::Mismatch(format!(
-        "no deduplication window on {}: a retried insert would be counted twice there; run ALTER TABLE ... MODIFY SETTING non_replicated_deduplication_window = {} on each",
+        "no deduplication window of {WINDOW_MIN} or more on {}: a retried insert would be counted twice there; run ALTER TABLE ... MODIFY SETTING non_replicated_deduplication_window = {} on each",
         wrong.join(", "),
         schema::DEDUPLICATION_WINDOW
     )))
@@ -249,7 +251,7 @@ fn view_target(database: &str, name: &str, create: &str, uuid: &str) -> String {
     }
 }
 
-/// Replicated tables remember inserts unless told not to; plain ones only when told to.
+/// Replicated tables remember inserts unless told not to; plain ones only when told to. A short memory is none: what a retry repeats may have been pushed out of it.
 fn remembers(engine: &str) -> bool {
     let setting = |name: &str| {
         engine.split_once(&format!(" {name} = ")).map(|(_, rest)| {
@@ -258,9 +260,9 @@ fn remembers(engine: &str) -> bool {
         })
     };
     if engine.starts_with("Replicated") || engine.starts_with("Shared") {
-        setting("replicated_deduplication_window") != Some(0)
+        setting("replicated_deduplication_window").is_none_or(|window| window >= WINDOW_MIN)
     } else {
-        setting("non_replicated_deduplication_window").is_some_and(|window| window > 0)
+        setting("non_replicated_deduplication_window").is_some_and(|window| window >= WINDOW_MIN)
     }
 }
 
@@ -307,9 +309,12 @@ mod tests {
     fn a_window_of_nothing_is_no_window() {
         assert!(remembers("MergeTree ORDER BY a SETTINGS non_replicated_deduplication_window = 100000, index_granularity = 8192"));
         assert!(!remembers("MergeTree ORDER BY a SETTINGS non_replicated_deduplication_window = 0, index_granularity = 8192"));
+        assert!(!remembers("MergeTree ORDER BY a SETTINGS non_replicated_deduplication_window = 999, index_granularity = 8192"));
+        assert!(remembers("MergeTree ORDER BY a SETTINGS non_replicated_deduplication_window = 1000"));
         assert!(!remembers("MergeTree ORDER BY a SETTINGS index_granularity = 8192"));
         assert!(remembers("ReplicatedMergeTree('/a', 'b') ORDER BY a SETTINGS index_granularity = 8192"));
         assert!(!remembers("ReplicatedMergeTree('/a', 'b') ORDER BY a SETTINGS replicated_deduplication_window = 0"));
+        assert!(!remembers("ReplicatedMergeTree('/a', 'b') ORDER BY a SETTINGS replicated_deduplication_window = 7"));
     }
 
     #[test]

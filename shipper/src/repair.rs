@@ -167,9 +167,7 @@ impl<S: Sink> Repair<'_, S> {
     /// Waits until no insert and no deletion of an earlier repair is at work.
     async fn until_quiet(&self) -> Result<(), SinkError> {
         let database = literal(&self.settings().database);
-        let inserts = format!(
-            "SELECT count() FROM system.processes WHERE position(query_id, '{REPAIR}') > 0 OR (position(query, 'INSERT INTO ') = 1 AND position(query, '{REPAIR}') > 0) FORMAT TabSeparated"
-        );
+        let inserts = at_work_sql(REPAIR);
         let mutations = format!("SELECT count() FROM system.mutations WHERE database = {database} AND NOT is_done FORMAT TabSeparated");
         for sql in [inserts, mutations] {
             self.until("what an earlier repair began", || async { Ok(number(&self.link.sink.query(&sql).await?)? == 0) }).await?;

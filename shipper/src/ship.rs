@@ -28,13 +28,24 @@ const AHEAD_MAX: usize = 65_536;
 
 /// Acknowledged segments that are looked for on a server that has started anew: at 10 inserts a second what it took in its last 100 s, where a kernel writes pages back within 35.
 const HELD_MAX: usize = 1024;
-/// As many of them are remembered across a start of this process.
-const HELD_AT_START: u32 = 64;
+/// As many of them are remembered across a start of this process: pool and server may have lost power together, and 35 s are 350 inserts.
+const HELD_AT_START: u32 = 512;
+/// A server that was not heard of for so long may have lost power and be back: no machine starts in less. It is asked before it gets anything more.
+const UNHEARD: Duration = Duration::from_secs(2);
 /// Two readings of a server's start are the same one when they are this near, seconds.
 const START_TOLERANCE_S: u64 = 3;
 
 /// Stands in every identity that `reconcile --repair` sends under.
 pub(crate) const REPAIR: &str = "-repair-";
+/// Stands in every identity under which the pool sends what a server had acknowledged and lost.
+const AGAIN: &str = "-again-";
+
+/// Counts what is at work on a server under an identity with this mark, sent by this process or one before it.
+pub(crate) fn at_work_sql(mark: &str) -> String {
+    format!(
+        "SELECT count() FROM system.processes WHERE position(query_id, '{mark}') > 0 OR (position(query, 'INSERT INTO ') = 1 AND position(query, '{mark}') > 0) FORMAT TabSeparated"
+    )
+}
 
 /// How fast the shipper goes and how long it waits.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -73,11 +84,14 @@ pub struct Shipper<S: Sink = HttpSink> {
     state: Arc<ShipperState>,
     jobs: RecentJobs,
     pending: VecDeque<Pending>,
-    held: Held,
-    /// Segments up to this one may have been sent by the process before.
-    in_doubt_to: u32,
-    /// When the server last seen had started, seconds since the epoch.
+    /// None until a server answers: what a process before this one sent is read then.
+    held: Option<Held>,
+    /// None of the segments found so far was sent by this process: the first few may be on the server already.
+    is_first_look: bool,
+    /// When the server last seen had started, seconds since the epoch. None: not known yet, or nobody asks, as its replicas have what it loses.
     server_started_s: Option<u64>,
+    /// When the server last answered.
+    heard: Instant,
     lookout: Lookout,
     dimensions_looked: Option<Instant>,
     slot: Instant,
@@ -177,7 +191,6 @@ impl<S: Sink> Shipper<S> {
         let dir = store.dir().to_path_buf();
         let cursor = Cursor::open(&dir, "shipper")?;
         let position = cursor.load()?;
-        let held = Held::load(&store, position)?;
         Ok(Self {
             link: Arc::new(Link { sink, settings }),
             store: Arc::new(store),
@@ -187,9 +200,10 @@ impl<S: Sink> Shipper<S> {
             state,
             jobs: RecentJobs::default(),
             pending: VecDeque::new(),
-            held,
-            in_doubt_to: position.segment.saturating_add(IN_FLIGHT_MAX as u32),
+            held: None,
+            is_first_look: true,
             server_started_s: None,
+            heard: Instant::now(),
             lookout: Lookout::default(),
             dimensions_looked: None,
             slot: Instant::now(),
@@ -261,6 +275,7 @@ impl<S: Sink> Shipper<S> {
             let found = probe(&self.link.sink, &self.link.settings).await.map_err(plain)?;
             self.state.set_version(&found.version);
             self.check_held(&found).await.map_err(plain)?;
+            self.heard = Instant::now();
             *server = Some(found);
         }
         let Some(server) = server.as_ref() else { return Ok(Work::Nothing) };
@@ -272,19 +287,39 @@ impl<S: Sink> Shipper<S> {
         let Some(dimensions_end) = self.pending.iter().take(in_flight).map(|pending| pending.meta.dimensions_end).max() else {
             return self.ship_late_dimensions(stopping).await;
         };
+        self.ask_whether_it_is_the_same().await.map_err(plain)?;
         self.ship_dimensions(Some(dimensions_end)).await?;
         self.ship_segments(server, in_flight, stopping).await?;
+        self.heard = Instant::now();
         Ok(Work::Shipped)
+    }
+
+    /// An error where a server that was not heard of for a while has started since: it may have lost what it acknowledged, and no request need have failed meanwhile.
+    async fn ask_whether_it_is_the_same(&mut self) -> Result<(), SinkError> {
+        let Some(seen_s) = self.server_started_s.filter(|_| self.heard.elapsed() >= UNHEARD) else { return Ok(()) };
+        let started_s = self.link.server_start_s().await?;
+        self.heard = Instant::now();
+        if seen_s.abs_diff(started_s) <= START_TOLERANCE_S { Ok(()) } else { Err(SinkError::Restarted) }
     }
 
     /// On a server that has started since it was last seen: looks for what it had acknowledged, and queues again what it has lost, with the dimension records of that time.
     ///
     /// A replicated table is left alone: its other replicas have what one of them loses, and a replica that lags would be taken for one that lost.
     async fn check_held(&mut self, server: &Server) -> Result<(), SinkError> {
-        let started_s = number(&self.link.sink.query("SELECT toUInt32(now()) - uptime() FORMAT TabSeparated").await?)?;
+        if self.held.is_none() {
+            let (store, position) = (Arc::clone(&self.store), self.position);
+            let held = blocking(move || Held::load(&store, position)).await.map_err(|error| log_problem(&self.dir, &error))?;
+            self.held = Some(held);
+        }
+        if server.replicated {
+            self.server_started_s = None;
+            return Ok(());
+        }
+        let started_s = self.link.server_start_s().await?;
         let same = self.server_started_s.is_some_and(|seen| seen.abs_diff(started_s) <= START_TOLERANCE_S);
+        let held = self.held.get_or_insert_default();
         let waiting = self.pending.iter().any(|pending| pending.acknowledged);
-        if same || server.replicated || (self.held.metas.is_empty() && !waiting) {
+        if same || (held.metas.is_empty() && !waiting) {
             self.server_started_s = Some(started_s);
             return Ok(());
         }
@@ -293,16 +328,15 @@ impl<S: Sink> Shipper<S> {
             let busy = || SinkError::Busy(format!("`otedama reconcile --repair` is at work on {}", self.dir.display()));
             self.resending = Some(lock.ok_or_else(busy)?);
         }
+        // What a process before this one was sending again when it was killed may still be at work: under another identity it would be there twice.
+        self.link.wait_until_none(&at_work_sql(AGAIN)).await?;
         let now_us = now_us();
-        let keep_us = u64::from(self.link.settings.keep_days).saturating_sub(1) * 86_400_000_000;
-        // What the server may have dropped for its age is not lost.
-        let is_young = |meta: &SegmentMeta| self.link.settings.keep_days == 0 || meta.first_us + keep_us >= now_us;
+        let is_young = |meta: &SegmentMeta| self.link.is_young(meta, now_us);
         let on_server = rows_by_segment(
             &self.link.sink,
             &self.link.settings,
             server.shares,
-            self.held
-                .metas
+            held.metas
                 .iter()
                 .chain(self.pending.iter().filter(|pending| pending.acknowledged).map(|pending| &pending.meta))
                 .map(Arc::as_ref),
@@ -310,7 +344,7 @@ impl<S: Sink> Shipper<S> {
         .await?;
         let mut lost = Vec::new();
         let mut kept = VecDeque::new();
-        for meta in self.held.metas.drain(..) {
+        for meta in held.metas.drain(..) {
             let found = on_server.get(&(u64::from(instance_of(&meta)), meta.seg)).copied().unwrap_or_default();
             match found {
                 found if found == u64::from(meta.rows) => kept.push_back(meta),
@@ -322,7 +356,7 @@ impl<S: Sink> Shipper<S> {
                 }
             }
         }
-        self.held.metas = kept;
+        held.metas = kept;
         // Acknowledged beside an earlier one that was not: they wait for it.
         for pending in self.pending.iter_mut().filter(|pending| pending.acknowledged) {
             if !on_server.contains_key(&(u64::from(instance_of(&pending.meta)), pending.meta.seg)) {
@@ -331,7 +365,7 @@ impl<S: Sink> Shipper<S> {
             }
         }
         // Nobody can count dimension records; what is there already is replaced by itself.
-        self.position.dimensions = self.position.dimensions.min(self.held.dimensions_from);
+        self.position.dimensions = self.position.dimensions.min(held.dimensions_from);
         self.state.segments_lost.fetch_add(lost.len() as u64, Ordering::Relaxed);
         for meta in lost.into_iter().rev() {
             self.pending.push_front(Pending {
@@ -376,17 +410,28 @@ impl<S: Sink> Shipper<S> {
         }
         let started = Instant::now();
         let (store, after) = (Arc::clone(&self.store), self.position.segment);
-        let metas = blocking(move || store.segments_after(after)).await?;
+        let metas = blocking(move || {
+            let metas = store.segments_after(after)?;
+            if !metas.is_empty() {
+                // Before anybody hears of them: a power cut must not give their numbers to others.
+                store.keep_names()?;
+            }
+            Ok(metas)
+        })
+        .await?;
         self.lookout.listed = Some(Instant::now());
         self.lookout.listing_took = started.elapsed();
         if let Some(last) = metas.last() {
             self.lookout.newest = Some(last.seg);
         }
+        let in_doubt = if self.is_first_look { IN_FLIGHT_MAX } else { 0 };
+        self.is_first_look &= metas.is_empty();
         self.pending = metas
             .into_iter()
             .take(AHEAD_MAX)
-            .map(|meta| Pending {
-                doubtful: meta.sequence() <= self.in_doubt_to,
+            .enumerate()
+            .map(|(index, meta)| Pending {
+                doubtful: index < in_doubt,
                 meta: Arc::new(meta),
                 again_us: 0,
                 is_repair: false,
@@ -425,7 +470,9 @@ impl<S: Sink> Shipper<S> {
                 self.position.dimensions = offset;
                 return Ok(());
             }
+            self.ask_whether_it_is_the_same().await.map_err(refused)?;
             self.link.send_dimensions(rows).await.map_err(refused)?;
+            self.heard = Instant::now();
             pass("ship.dimensions_sent");
             self.position.dimensions = offset;
             self.store_cursor().await?;
@@ -452,7 +499,8 @@ impl<S: Sink> Shipper<S> {
             let Ok((index, outcome)) = joined else { continue };
             let Some(pending) = self.pending.get_mut(index) else { continue };
             match outcome {
-                Ok(Copies::None) => {
+                // What the server may have dropped for its age is not lost.
+                Ok(Copies::None) if self.link.is_young(&pending.meta, now_us()) => {
                     pending.again_us = now_us();
                     self.state.segments_lost.fetch_add(1, Ordering::Relaxed);
                 }
@@ -488,7 +536,8 @@ impl<S: Sink> Shipper<S> {
                 self.store_cursor().await?;
                 pass("ship.cursor_stored");
             }
-            metas.into_iter().for_each(|meta| self.held.push(meta));
+            let held = self.held.get_or_insert_default();
+            metas.into_iter().for_each(|meta| held.push(meta));
             self.pending.drain(..done);
             self.end_resending();
         }
@@ -631,7 +680,8 @@ pub(crate) enum Copies {
 impl<S: Sink> Link<S> {
     /// An insert under the settings of the server's kind; `token` identifies a segment.
     async fn insert(&self, sql: &str, identity: Option<(&Server, String)>, body: Body) -> Result<(), SinkError> {
-        let query_id = identity.as_ref().filter(|(_, token)| token.contains(REPAIR)).map(|(_, token)| token.clone());
+        let is_repeated = |token: &str| token.contains(REPAIR) || token.contains(AGAIN);
+        let query_id = identity.as_ref().filter(|(_, token)| is_repeated(token)).map(|(_, token)| token.clone());
         let mut settings = match identity {
             None => Vec::new(),
             Some((Server { method: Method::QueryIds, .. }, token)) => vec![("query_id", token)],
@@ -644,7 +694,7 @@ impl<S: Sink> Link<S> {
             ],
         };
         if let Some(query_id) = query_id.filter(|_| settings.iter().all(|(name, _)| *name != "query_id")) {
-            // A repair that follows one that died looks for what that one left at work.
+            // Who follows a repair or a pool that died looks for what that one left at work.
             settings.push(("query_id", query_id));
         }
         self.sink.insert(sql, &settings, body).await
@@ -674,7 +724,7 @@ impl<S: Sink> Link<S> {
         let meta = &*pending.meta;
         let mut token = token(&self.settings, meta);
         if pending.again_us > 0 {
-            token.push_str(&format!("{}{}", if pending.is_repair { REPAIR } else { "-again-" }, pending.again_us));
+            token.push_str(&format!("{}{}", if pending.is_repair { REPAIR } else { AGAIN }, pending.again_us));
         }
         if pending.doubtful && server.method == Method::QueryIds {
             self.wait_until_gone(&token).await?;
@@ -720,9 +770,24 @@ impl<S: Sink> Link<S> {
 
     /// The first try may still be running on the server although its answer was lost.
     async fn wait_until_gone(&self, query_id: &str) -> Result<(), SinkError> {
-        let sql = format!("SELECT count() FROM system.processes WHERE query_id = {} FORMAT TabSeparated", literal(query_id));
+        self.wait_until_none(&format!("SELECT count() FROM system.processes WHERE query_id = {} FORMAT TabSeparated", literal(query_id)))
+            .await
+    }
+
+    /// False for rows that the server may have dropped for their age.
+    fn is_young(&self, meta: &SegmentMeta, now_us: u64) -> bool {
+        let keep_us = u64::from(self.settings.keep_days).saturating_sub(1) * 86_400_000_000;
+        self.settings.keep_days == 0 || meta.first_us + keep_us >= now_us
+    }
+
+    /// When the server started, seconds since the epoch; two readings may differ by a second.
+    async fn server_start_s(&self) -> Result<u64, SinkError> {
+        number(&self.sink.query("SELECT toUInt32(now()) - uptime() FORMAT TabSeparated").await?)
+    }
+
+    async fn wait_until_none(&self, sql: &str) -> Result<(), SinkError> {
         let mut wait = self.settings.pace.wait_first;
-        while number(&self.sink.query(&sql).await?)? > 0 {
+        while number(&self.sink.query(sql).await?)? > 0 {
             tokio::time::sleep(wait).await;
             wait = (wait * 2).min(Duration::from_secs(1));
         }

@@ -95,6 +95,9 @@ pub enum SinkError {
     /// Another process does what must not be done twice; it passes.
     #[error("{0}")]
     Busy(String),
+    /// The server is back after a time in which nothing was asked of it; nothing was sent.
+    #[error("ClickHouse has started anew since it was last asked: what it had acknowledged is looked for first")]
+    Restarted,
     /// The server answers, but shipping to it could not be exact; the text says what to mend.
     #[error("{0}")]
     Mismatch(String),
@@ -115,7 +118,7 @@ impl SinkError {
     /// What to do about it. `repeated` says that the same segment has failed in the same way before: code 33 is also the answer to a body cut on its way, so it is retried once.
     pub fn remedy(&self, repeated: bool) -> Remedy {
         match self {
-            Self::Unreachable { .. } | Self::Unanswered { .. } | Self::Busy(_) => Remedy::Retry,
+            Self::Unreachable { .. } | Self::Unanswered { .. } | Self::Busy(_) | Self::Restarted => Remedy::Retry,
             Self::Damaged { .. } | Self::Partial { .. } | Self::Mismatch(_) => Remedy::Alarm,
             Self::Refused { code, .. } => match code {
                 // UNKNOWN_TABLE, UNKNOWN_DATABASE
@@ -134,7 +137,7 @@ impl SinkError {
     /// True when the server may have committed the insert.
     pub fn may_have_happened(&self) -> bool {
         // A refusal can come after the base part was committed (a view that throws), so only an insert that never left is certain.
-        !matches!(self, Self::Unreachable { .. } | Self::Damaged { .. } | Self::Busy(_) | Self::Mismatch(_))
+        !matches!(self, Self::Unreachable { .. } | Self::Damaged { .. } | Self::Busy(_) | Self::Restarted | Self::Mismatch(_))
     }
 }
 

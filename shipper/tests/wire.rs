@@ -454,3 +454,100 @@ async fn what_somebody_deleted_on_a_server_that_never_stopped_stays_deleted() {
     assert!(mock.world().by_segment().into_values().eq([4]));
     assert_eq!(run.state.segments_lost.load(Ordering::Relaxed), 0);
 }
+
+#[tokio::test]
+async fn a_server_that_lost_power_while_nothing_was_asked_of_it_gets_again_what_it_lost() {
+    for version in [MODERN, OLD] {
+        let mock = Mock::start(version);
+        let mut log = Log::new();
+        log.segment(1, 5);
+        log.segment(2, 5);
+        let run = start(settings(mock.url()), &log);
+        run.until("shipping", |state| state.segments_shipped.load(Ordering::Relaxed) == 2).await;
+        let last = mock.segment_inserts()[1].token().to_owned();
+        mock.world().power_cut(|token| token == last);
+        // Longer than a server is trusted without a word from it; and no request ever fails.
+        tokio::time::sleep(Duration::from_millis(2500)).await;
+        log.segment(3, 5);
+        run.until("all three", |_| mock.world().by_segment().into_values().eq([1, 2, 3])).await;
+        run.until("the cursor", |_| passed(&log) == 3).await;
+        run.end().await;
+        assert_eq!(run.state.segments_lost.load(Ordering::Relaxed), 1, "{version}");
+    }
+}
+
+#[tokio::test]
+async fn pool_and_server_that_lose_power_together_lose_nothing_of_the_last_half_minute() {
+    let mock = Mock::start(MODERN);
+    let mut log = Log::new();
+    for _ in 0..360 {
+        log.segment(1, 5);
+    }
+    let run = start(settings(mock.url()), &log);
+    run.shipped(360).await;
+    // Ten inserts a second, and a kernel that writes pages back within 35 s.
+    let first = mock.segment_inserts()[10].token().to_owned();
+    mock.world().power_cut(|token| token == first);
+    let run = start(settings(mock.url()), &log);
+    run.until("all of them", |_| mock.world().by_segment().into_values().eq(std::iter::repeat_n(1, 360))).await;
+    run.end().await;
+}
+
+#[tokio::test]
+async fn what_a_killed_process_was_sending_again_is_waited_for_before_anything_is_sent_again() {
+    for version in [MODERN, OLD] {
+        let mock = Mock::start(version);
+        let mut log = Log::new();
+        log.segment(4, 5);
+        start(settings(mock.url()), &log).shipped(1).await;
+        {
+            let mut world = mock.world();
+            world.power_cut(|_| true);
+            // An insert of the process before, which had found the segment lost as well.
+            world.lingering = 5;
+            world.statements.clear();
+        }
+        let run = start(settings(mock.url()), &log);
+        run.until("the segment", |_| mock.world().by_segment().into_values().eq([4])).await;
+        run.end().await;
+        let world = mock.world();
+        let counted = world.statements.iter().position(|sql| sql.starts_with("SELECT instance, seg, count()")).expect("a count");
+        let asked = world.statements[..counted].iter().filter(|sql| sql.contains("system.processes") && sql.contains("-again-")).count();
+        assert_eq!(asked, 6, "{version}: five times it is there, then not: {:?}", world.statements);
+        drop(world);
+        let again = mock.segment_inserts().pop().expect("sent again");
+        assert!(
+            again.settings.get("query_id").is_some_and(|id| id.contains("-again-")),
+            "{version}: who comes after must find it: {again:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn the_first_segments_of_a_process_are_in_doubt_whatever_their_numbers() {
+    let mock = Mock::start(OLD);
+    let mut log = Log::behind(Layout::Replayable, 50);
+    log.segment(300, 5);
+    let cursor = Cursor::open(log.dir(), "shipper").expect("cursor");
+    let before = cursor.load().expect("position");
+    start(settings(mock.url()), &log).shipped(1).await;
+    assert_eq!(passed(&log), 51, "fifty numbers are used up");
+    cursor.store(before).expect("set back");
+    start(settings(mock.url()), &log).shipped(1).await;
+    assert_eq!(mock.segment_inserts().len(), 1, "it was found by counting");
+    assert_eq!(mock.world().rows.values().sum::<u64>(), 300);
+}
+
+#[tokio::test]
+async fn rows_that_a_server_dropped_for_their_age_are_not_sent_again_for_ever() {
+    let mock = Mock::start(MODERN);
+    let mut log = Log::new();
+    // Of 2001.
+    log.segment_of(1, |number| otedama_primitives::ShareRow { arrival_us: 1_000_000_000_000_000, ..log::row(number, 5) });
+    // The server remembers the insert and has no row of it.
+    mock.world().acts = [Act::TakeInPart].into();
+    let run = start(ShipperSettings { keep_days: 90, ..settings(mock.url()) }, &log);
+    run.shipped(1).await;
+    assert_eq!((mock.segment_inserts().len(), passed(&log)), (2, 1));
+    assert_eq!(run.state.segments_lost.load(Ordering::Relaxed), 0);
+}

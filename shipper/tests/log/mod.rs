@@ -2,7 +2,7 @@
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
 use otedama_primitives::{Coin, Dimension, Hash256, RunId, SessionRecord, ShareRow, ShareStatus, Target, WorkerId, WorkerRecord};
-use otedama_sharelog::store::SegmentStore;
+use otedama_sharelog::store::{Cursor, CursorPosition, SegmentStore};
 use otedama_sharelog::{
     BlockRecord, BlockStatus, Disk, JobRecord, Journal, Layout, LogSettings, PackStep, Registry, RunRecord, Sealer, ShareLog,
 };
@@ -29,9 +29,18 @@ impl Log {
 
     /// As `new`, with rows of this layout.
     pub fn of(layout: Layout) -> Self {
+        Self::behind(layout, 0)
+    }
+
+    /// As `of`, in a folder whose segments up to this one are gone, though somebody's cursor has passed them.
+    pub fn behind(layout: Layout, passed: u32) -> Self {
         // In memory where there is such a place: the log fsyncs, and these tests are not about disks.
         let memory = Path::new("/dev/shm");
         let folder = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.expect("a temporary folder");
+        if passed > 0 {
+            let cursor = Cursor::open(folder.path(), "somebody").expect("a cursor");
+            cursor.store(CursorPosition { segment: passed, dimensions: 0 }).expect("stored");
+        }
         let run = RunId::new(7, 0x00ab_cdef);
         let settings = LogSettings {
             dir: folder.path().to_path_buf(),
@@ -194,7 +203,7 @@ impl Log {
 }
 
 /// The row of this number: three workers, one in ten stale.
-fn row(number: u64, work: u64) -> ShareRow {
+pub fn row(number: u64, work: u64) -> ShareRow {
     ShareRow {
         worker: 1 + number % 3,
         work,
