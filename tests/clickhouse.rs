@@ -346,29 +346,31 @@ fn clickhouse_and_pool_killed_in_turn_leave_every_share_once_in_tables_and_roll_
     pool.take().expect("one at a time").stop();
     let counts = site.verified_clean();
     let rows: u64 = counts.iter().sum();
-    ship_the_rest(&site);
+    ship_the_rest(&site, &clickhouse, rows);
     println!("{} kills of the server and {} of the pool, {rows} rows, {} accepted shares", killed[0], killed[1], summary.totals.accepted);
     repaired_where_nothing_else_is_promised(&site, &clickhouse);
     witnesses_agree(&site, &clickhouse, counts);
     site.assert_no_panic();
 }
 
-/// What the stop had no time for goes out after the next start.
-fn ship_the_rest(site: &Site) {
+/// What the stop had no time for goes out after the next start: at the end the server has so many rows, and the cursor has passed them.
+fn ship_the_rest(site: &Site, clickhouse: &server::Server, rows: u64) {
     let pool = site.serve();
-    let mut left = u64::MAX;
-    while left > 0 {
-        let before = left;
-        // However slow the machine is: some of it goes out all the time.
+    let mut there = 0;
+    while there < rows {
+        let before = there;
+        // However slow the machine is: some of it goes out all the time. The pool's own count of what waits is no witness of a process that has only begun to look.
         assert!(
             eventually(|| {
-                left = pool.stats()["log"]["rows_unshipped"].as_u64().expect("a count");
-                left < before
+                let count = clickhouse.try_query("SELECT count() FROM otedama.shares");
+                there = count.ok().and_then(|count| count.trim().parse().ok()).unwrap_or(before);
+                there > before
             }),
-            "{}",
+            "{there} of {rows} rows are on the server: {}",
             pool.stats()
         );
     }
+    assert!(eventually(|| pool.stats()["log"]["rows_unshipped"] == 0), "{}", pool.stats());
     pool.stop();
 }
 
@@ -447,10 +449,10 @@ fn clickhouse_has_every_share_once_after_kills_at_every_point_of_shipping() {
     assert_eq!(summary.totals.wrong, 0, "{:#?}", summary.totals.wrong_kept);
     last.stop();
     let counts = site.verified_clean();
-    ship_the_rest(&site);
+    let rows: u64 = counts.iter().sum();
+    ship_the_rest(&site, &clickhouse, rows);
     println!(
-        "{each} kills of the pool at each of {points:?}, {from_outside} from outside, {of_the_server} of the server; {} rows, {} accepted shares; {:.0} s",
-        counts.iter().sum::<u64>(),
+        "{each} kills of the pool at each of {points:?}, {from_outside} from outside, {of_the_server} of the server; {rows} rows, {} accepted shares; {:.0} s",
         summary.totals.accepted,
         started.elapsed().as_secs_f64()
     );

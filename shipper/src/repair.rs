@@ -12,7 +12,7 @@ use crate::dimension::{RecentJobs, date_time};
 use crate::probe::{Method, Server, probe};
 use crate::reconcile::{ReconcileError, ReconcileReport, reconcile_with};
 use crate::schema::{ROLL_UPS, RollUp, SHARES, identifier, literal};
-use crate::ship::{Copies, Link, Pending, REPAIR, instance_of, now_us, number, read_dimensions};
+use crate::ship::{Copies, Link, Pending, REPAIR, at_work_sql, instance_of, now_us, number, read_dimensions};
 use crate::sink::{Sink, SinkError};
 use otedama_sharelog::SegmentMeta;
 use otedama_sharelog::store::{Cursor, SegmentStore, is_being_written, lock_resending};

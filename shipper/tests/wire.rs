@@ -349,12 +349,12 @@ async fn what_became_of_blocks_and_jobs_goes_out_although_no_segment_follows() {
     assert!(seen("blocks")[0].contains("\taccepted\t"));
     assert!(seen("jobs")[1].ends_with("\t2026-11-20 23:46:24\t0\n"), "{}", seen("jobs")[1]);
     run.end().await;
-    // A process that no longer has the job at hand lets the server complete its own row. It takes up the records of the last 64 segments again, so there are more behind the job.
+    // A process that no longer has the job at hand lets the server complete its own row. It takes up the records of the last 512 segments again, so there are more behind the job.
     log.registry.job(&log.job(2)).expect("job");
-    for _ in 0..70 {
+    for _ in 0..520 {
         log.segment(1, 5);
     }
-    start(settings(mock.url()), &log).shipped(70).await;
+    start(settings(mock.url()), &log).shipped(520).await;
     log.registry.job_end(log.job(2).job, log::FIRST_US).expect("end");
     log.sync();
     let run = start(settings(mock.url()), &log);
