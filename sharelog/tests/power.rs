@@ -356,7 +356,7 @@ fn what_a_follower_told_others_of_is_there_after_a_power_cut() {
             registry.job(&job(settings.run, counter)).expect("record");
         }
         let mut reader = DimensionReader::from(&dir, 0).expect("records");
-        while let Some(entry) = reader.next() {
+        for entry in reader.by_ref() {
             entry.expect("a sound log");
         }
         let position = CursorPosition { segment: 1, dimensions: reader.offset() };
