@@ -64,22 +64,32 @@ pub async fn probe<S: Sink>(sink: &S, settings: &ShipperSettings) -> Result<Serv
         .ok_or_else(|| SinkError::Mismatch(format!("{} answers SELECT version() with {version:?}: is it ClickHouse?", settings.url)))?;
     let method = if number >= MODERN_FROM { Method::Tokens } else { Method::QueryIds };
     let mut tables = tables(sink, settings).await?;
-    if !missing(&tables).is_empty() {
-        if !settings.create_tables {
-            return Err(SinkError::Mismatch(format!(
+    if settings.create_tables {
+        // A server that was killed while they were made has the first of them alone, roll-ups being last: each is looked for by its name.
+        let is_new = !tables.contains_key(SHARES.name) && !tables.contains_key(SHARES_LOCAL);
+        let statements = schema::ddl(&flavour_of(&tables, method), &settings.database, settings.keep_days);
+        let mut made = 0;
+        for statement in &statements {
+            if is_new || created(statement).is_some_and(|name| holds_rows(statement) && !tables.contains_key(name)) {
+                sink.query(statement).await?;
+                made += 1;
+            }
+        }
+        if made > 0 {
+            tables = self::tables(sink, settings).await?;
+        }
+    }
+    if let Some(table) = missing(&tables).first() {
+        return Err(SinkError::Mismatch(if settings.create_tables {
+            format!("database {} still lacks {table} after its DDL was run", settings.database)
+        } else {
+            format!(
                 "database {} lacks {}; run `otedama schema{} | clickhouse-client -mn`, or set [clickhouse] create_tables = true",
                 settings.database,
                 missing(&tables).join(", "),
                 if method == Method::Tokens { "" } else { " --legacy" }
-            )));
-        }
-        for statement in schema::ddl(&flavour_of(&tables, method), &settings.database, settings.keep_days) {
-            sink.query(&statement).await?;
-        }
-        tables = self::tables(sink, settings).await?;
-        if let Some(table) = missing(&tables).first() {
-            return Err(SinkError::Mismatch(format!("database {} still lacks {table} after its DDL was run", settings.database)));
-        }
+            )
+        }));
     }
     let flavour = flavour_of(&tables, method);
     let mut schema = schema_version(sink, settings, &tables).await?;
@@ -152,6 +162,17 @@ async fn tables<S: Sink>(sink: &S, settings: &ShipperSettings) -> Result<BTreeMa
     let sql = format!("SELECT name, engine_full FROM system.tables WHERE database = {} FORMAT TabSeparated", literal(&settings.database));
     let text = sink.query(&sql).await?;
     Ok(rows::<2>(&text).map(|[name, engine]| (name.to_owned(), engine.to_owned())).collect())
+}
+
+/// The name, without its database, that a statement of the DDL makes.
+fn created(statement: &str) -> Option<&str> {
+    let name = statement.split_once(" IF NOT EXISTS ")?.1.split_whitespace().next()?;
+    Some(name.rsplit_once('.')?.1.trim_matches('`'))
+}
+
+/// True for tables and what feeds them; a plain view has its place in the migration, which makes it last.
+fn holds_rows(statement: &str) -> bool {
+    !statement.starts_with("CREATE VIEW ")
 }
 
 fn missing(tables: &BTreeMap<String, String>) -> Vec<&'static str> {

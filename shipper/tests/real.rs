@@ -91,6 +91,26 @@ async fn it_makes_the_tables_and_every_row_and_dimension_arrives() {
 }
 
 #[tokio::test]
+async fn tables_that_a_killed_server_did_not_come_to_make_are_made_at_the_next_start() {
+    let Some(server) = Server::start("tables_that_a_killed_server_did_not_come_to_make_are_made_at_the_next_start") else { return };
+    let mut log = segments(1, 100);
+    let run = Running::start(settings(server.url()), log.store());
+    run.until_shipped(1).await;
+    run.end().await;
+    for lost in ["pool_minute_view", "pool_minute", "worker_hour_view", "jobs"] {
+        server.query(&format!("DROP TABLE otedama.{lost}"));
+    }
+    log.segment(7, 5);
+    let run = Running::start(settings(server.url()), log.store());
+    run.until_shipped(1).await;
+    run.end().await;
+    assert_eq!(server.query("SELECT sum(shares) FROM otedama.pool_minute").trim(), "7", "what came after it was there");
+    assert_eq!(server.query("SELECT sum(shares) FROM otedama.worker_minute").trim(), "107");
+    let names = "SELECT count() FROM system.tables WHERE database = 'otedama' AND name IN ('pool_minute_view', 'pool_minute', 'worker_hour_view', 'jobs')";
+    assert_eq!(server.query(names).trim(), "4");
+}
+
+#[tokio::test]
 async fn every_column_that_the_shipper_makes_is_commented() {
     let Some(server) = Server::start("every_column_that_the_shipper_makes_is_commented") else { return };
     let log = segments(1, 1);
