@@ -7,6 +7,7 @@
 //! plain one. Where a crash leaves both, the plain one is the segment, and the next writer of the folder removes the other. It runs on a thread of its own, which
 //! nothing waits for but the deletion of the very segment that it has in hand.
 use crate::error::LogError;
+use crate::folder::WriterLock;
 use crate::log::{LogCounters, Trouble};
 use crate::segment::{SegmentMeta, segment_name};
 use crate::storage::{Disk, Storage};
@@ -138,7 +139,7 @@ pub struct Packer<S: Storage = Disk> {
     counters: Arc<LogCounters>,
     orders: Receiver<u64>,
     outcomes: Sender<(u64, Packed)>,
-    _lock: Arc<File>,
+    _lock: Arc<WriterLock>,
 }
 
 /// The two ends: for the sealer and for the thread.
@@ -146,7 +147,7 @@ pub(crate) fn new_packer<S: Storage>(
     storage: Arc<S>,
     dir: &Path,
     counters: Arc<LogCounters>,
-    lock: Arc<File>,
+    lock: Arc<WriterLock>,
     after_us: u64,
 ) -> (PackOrders, Packer<S>) {
     let (orders, incoming) = std::sync::mpsc::sync_channel(1);

@@ -613,7 +613,7 @@ impl<S: Storage> Sealer<S> {
             // A try that failed behind the commit point may have been read by a follower: it stays what it is.
             if self.columns.layout != Layout::Rollup
                 && self.is_short_of_room(self.columns.block_bytes(), now_us)
-                && !native_path(&self.settings.dir, seg).exists()
+                && !plain_path(&self.settings.dir, seg).exists()
             {
                 self.columns.roll_up();
             }
