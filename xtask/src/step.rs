@@ -60,20 +60,23 @@ pub fn run(dir: &Path, step: &Step) -> Result<Done, Failure> {
     if let Some(output) = child.stdout.take() {
         std::thread::spawn(move || BufReader::new(output).split(b'\n').map_while(Result::ok).try_for_each(|line| sender.send(line)));
     }
-    let mut left = Left::default();
+    let (mut left, mut looked) = (Left::default(), Instant::now());
     loop {
-        match lines.recv_timeout(GLANCE) {
-            Ok(line) => match reader.line(&String::from_utf8_lossy(&line)) {
+        let line = lines.recv_timeout(GLANCE);
+        match &line {
+            Ok(line) => match reader.line(&String::from_utf8_lossy(line)) {
                 Show::Line(line) => println!("  {line}"),
                 Show::Skip(why) => println!("  skipped: {why}"),
                 Show::Nothing => {}
             },
             Err(mpsc::RecvTimeoutError::Disconnected) => break,
-            // Silence: either it computes, or it has ended and somebody whom it started holds its output open.
-            Err(mpsc::RecvTimeoutError::Timeout) => {
-                if child.try_wait().is_ok_and(|status| status.is_some()) && left.end(child.id()) {
-                    break;
-                }
+            Err(mpsc::RecvTimeoutError::Timeout) => {}
+        }
+        // It may have ended, and somebody whom it started holds its output open, silent or not. What was said is read to its end all the same.
+        if line.is_err() || looked.elapsed() >= GLANCE {
+            looked = Instant::now();
+            if child.try_wait().is_ok_and(|status| status.is_some()) && left.end(child.id()) && line.is_err() {
+                break;
             }
         }
     }
@@ -95,7 +98,7 @@ pub fn run(dir: &Path, step: &Step) -> Result<Done, Failure> {
     Ok(Done { tally, seconds: start.elapsed().as_secs_f64() })
 }
 
-/// How often a silent step is looked at.
+/// How often a step is looked at.
 const GLANCE: Duration = Duration::from_millis(100);
 /// How long what a step started may outlive it.
 const GRACE: Duration = Duration::from_secs(5);
@@ -169,6 +172,10 @@ mod tests {
             let done = run(Path::new("."), &Step::new("x", &["sh", "-c", script], Duration::from_secs(60))).unwrap();
             assert_eq!(done.tally, Tally { passed: 0, failed: 1, skipped: 0 }, "{script}");
         }
+        // One that goes on talking: a shell, and most of the time its sleep.
+        let talks = "(while sleep 0.01; do echo; done) & echo said";
+        let done = run(Path::new("."), &Step::new("x", &["sh", "-c", talks], Duration::from_secs(60))).unwrap();
+        assert!((1..=2).contains(&done.tally.failed), "{:?}", done.tally);
         let done = run(Path::new("."), &Step::new("x", &["sh", "-c", "sleep 1 & echo said"], Duration::from_secs(60))).unwrap();
         assert_eq!(done.tally, Tally::default(), "it had ended by itself");
     }
