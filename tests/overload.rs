@@ -20,6 +20,7 @@ use otedama_primitives::{ShareStatus, decode_hex, flags};
 use otedama_sharelog::scan::{Filter, rows};
 use rustix::net::sockopt::set_socket_recv_buffer_size;
 use rustix::net::{AddressFamily, SocketType, connect, socket};
+use rustix::process::setpriority_process;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use serde_json::{Value, json};
 use std::collections::HashMap;
@@ -36,6 +37,9 @@ const BITS: &str = "1f080000";
 /// What overload may cost in memory beside the duplicate tables, which are touched as jobs come and go. Buffers of the kernel do not count.
 const GROWTH_KIB_MAX: u64 = 32 << 10;
 const TABLES_KIB: u64 = (DUPLICATE_TABLES * DUPLICATE_TABLE_BYTES / 1024) as u64;
+
+/// setpriority(2): whoever else wants the core has it.
+const LEAST_PRIORITY: i32 = 19;
 
 /// Puts the calling thread on the last core, beside the server's control core: the first one is the share path's.
 fn leave_the_share_core() {
@@ -291,6 +295,8 @@ fn watched<T: Send>(server: &Server, load: impl FnOnce() -> T + Send) -> (T, See
     std::thread::scope(|scope| {
         let loading = scope.spawn(|| {
             leave_the_share_core();
+            // The control core is the server's: what knocks at its door from other machines would not take time of it.
+            let _ = setpriority_process(None, LEAST_PRIORITY);
             load()
         });
         let mut seen = Seen::default();

@@ -37,6 +37,8 @@ const STALL: Duration = Duration::from_secs(15);
 const AHEAD_US: u64 = 2_000;
 /// Open loop: how many wait at most.
 const AHEAD_SHARES: usize = 256;
+/// Rounds that are made up for at once: a write of 10 KB.
+const CATCH_UP_ROUNDS: u64 = 64;
 /// Open loop: shares that are written or mined between two looks at the sockets, so that answers are not read late.
 const BETWEEN_LOOKS: usize = 8;
 /// Open loop: gaps shorter than this are spun through; a sleep ends so long before the next share is due, as waking up takes its time.
@@ -167,6 +169,8 @@ struct Schedule {
     next: u64,
     /// The connection whose turn is next.
     turn: usize,
+    /// What is being made up for, while the generator is whole rounds late.
+    catching_up: Option<CatchingUp>,
     running: bool,
     timer: OwnedFd,
     /// Mined and waiting for their time, in order.
@@ -175,6 +179,16 @@ struct Schedule {
     lateness: Latencies,
     /// Shares that the timetable wanted out by the end of a stretch and that the generator had not got to.
     behind: u64,
+}
+
+/// Whole rounds of turns that are overdue: each connection writes its share of all of them at once, as a machine does whose segments could not leave.
+/// One write for each share would keep a late generator late: the system call is most of what a share costs it.
+struct CatchingUp {
+    rounds: u64,
+    /// Connections that are done.
+    done: usize,
+    /// Rounds that the connection in turn has mined.
+    made: u64,
 }
 
 /// A share that waits for its time.
@@ -198,6 +212,7 @@ impl Schedule {
             start_us: 0,
             next: 0,
             turn: 0,
+            catching_up: None,
             running: false,
             timer,
             ahead: VecDeque::new(),
@@ -208,7 +223,17 @@ impl Schedule {
     }
 
     fn due_us(&self) -> u64 {
-        self.start_us + (self.next as f64 * self.interval_us) as u64
+        self.due_of_us(self.next)
+    }
+
+    fn due_of_us(&self, share: u64) -> u64 {
+        self.start_us + (share as f64 * self.interval_us) as u64
+    }
+
+    /// Whole rounds of `connections` turns that should have left by now.
+    fn rounds_late(&self, now_us: u64, connections: usize) -> u64 {
+        let due = (now_us.saturating_sub(self.start_us) as f64 / self.interval_us) as u64;
+        (due.saturating_sub(self.next) / connections as u64).min(CATCH_UP_ROUNDS)
     }
 
     fn begin(&mut self, now_us: u64) {
@@ -553,6 +578,13 @@ impl Engine {
         if !schedule.running {
             return false;
         }
+        if schedule.catching_up.is_none() && schedule.ahead.is_empty() {
+            let rounds = schedule.rounds_late(now_us, self.connections.len());
+            schedule.catching_up = (rounds > 0).then_some(CatchingUp { rounds, done: 0, made: 0 });
+        }
+        if schedule.catching_up.is_some() {
+            return self.shared.submits_left > 0 && self.catch_up(now_us, until);
+        }
         let (index, due_us) = (schedule.turn, schedule.due_us());
         if due_us > now_us + AHEAD_US || schedule.ahead.len() >= AHEAD_SHARES || self.shared.submits_left == 0 {
             return false;
@@ -578,6 +610,47 @@ impl Engine {
         connection.session.stamp(count, due_us);
         schedule.ahead.push_back(Ahead { due_us, index, life: connection.life, measured: self.shared.latencies.recording, line });
         schedule.pass_turn(self.connections.len());
+        true
+    }
+
+    /// Mines and writes what one connection owes of the rounds that are made up for.
+    fn catch_up(&mut self, now_us: u64, until: Instant) -> bool {
+        let count = self.connections.len();
+        let Some(schedule) = &mut self.schedule else { return false };
+        let Some(late) = &mut schedule.catching_up else { return false };
+        let (index, owed) = ((schedule.turn + late.done) % count, late.rounds - late.made);
+        let first = schedule.next + late.done as u64 + late.made * count as u64;
+        let connection = &mut self.connections[index];
+        let is_up = connection.is_up;
+        self.out.clear();
+        let mined = if is_up {
+            connection.session.fill(&mut self.shared, owed as usize, &mut self.out, until.min(Instant::now() + SLICE_ALONE)) as u64
+        } else {
+            0
+        };
+        late.made += mined;
+        let is_mining = mined < owed && is_up && connection.session.room(&self.shared) > 0;
+        if !is_mining {
+            self.shared.totals.missed += owed - mined;
+            (late.done, late.made) = (late.done + 1, 0);
+        }
+        if late.done == count {
+            schedule.next += late.rounds * count as u64;
+            schedule.catching_up = None;
+        }
+        connection.session.stamp_each(mined as usize, |at| schedule.due_of_us(first + at as u64 * count as u64));
+        if self.shared.latencies.recording {
+            for at in 0..mined {
+                schedule.lateness.record(now_us.saturating_sub(schedule.due_of_us(first + at * count as u64)));
+            }
+        }
+        if mined > 0 {
+            if connection.backlog.is_empty() {
+                self.write_out(index, false);
+            } else {
+                connection.backlog.extend_from_slice(&self.out);
+            }
+        }
         true
     }
 
@@ -613,7 +686,8 @@ impl Engine {
         }
         let due = ((now_us.saturating_sub(schedule.start_us)) as f64 / schedule.interval_us) as u64;
         if self.shared.submits_left > 0 {
-            schedule.behind += due.saturating_sub(schedule.next);
+            let made = schedule.catching_up.take().map_or(0, |late| late.done as u64 * late.rounds + late.made);
+            schedule.behind += due.saturating_sub(schedule.next + made);
         }
         let until = Instant::now() + Duration::from_micros(2 * AHEAD_US);
         while self.schedule.as_ref().is_some_and(|schedule| !schedule.ahead.is_empty()) {

@@ -176,6 +176,7 @@ impl RunReport {
         let pairing = self.pairing.as_ref()?;
         let estimate = &pairing.estimate;
         let differences = pairing.differences();
+        let pairs: Vec<Value> = pairing.pairs.iter().map(|(one, two)| json!([rounded(*one, 1), rounded(*two, 1)])).collect();
         let rounds: Vec<Value> = pairing.rounds.iter().map(|(one, two)| json!({"latency_us": one, "against_latency_us": two})).collect();
         Some(json!({
             "schema": 1,
@@ -194,6 +195,7 @@ impl RunReport {
             "against_shares_per_s": rounded(pairing.against.shares_per_s(), 1),
             "against_shares_per_cpu_s": pairing.against.shares_per_cpu_s().map(|rate| rounded(rate, 1)),
             "latency_us_more": {"p50": differences.map(|(p50, _, _)| p50), "p99": differences.map(|(_, p99, _)| p99), "p999": differences.map(|(_, _, p999)| p999)},
+            "rates": pairs,
             "rounds": rounds,
         }))
     }

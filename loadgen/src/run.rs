@@ -113,6 +113,8 @@ pub struct Pairing {
     pub per: &'static str,
     /// Target over the other.
     pub estimate: Estimate,
+    /// What `estimate` stands on: both rates of each pair of turns, in their order.
+    pub pairs: Vec<(f64, f64)>,
     /// The same by shares per second of wall time, whatever `per` says.
     pub estimate_wall: Estimate,
     /// All turns of the other target.
@@ -348,6 +350,7 @@ fn take_turns(
         target: config.against.map_or(config.engine.target, |(target, _)| target),
         per: if by_cpu { "cpu" } else { "wall" },
         estimate: if by_cpu { Estimate::of_pairs(&by_cpu_s) } else { estimate_wall },
+        pairs: if by_cpu { by_cpu_s } else { by_wall },
         estimate_wall,
         against: other_sum,
         totals: Totals::default(),

@@ -977,8 +977,14 @@ impl Session {
 
     /// Marks the newest `count` submits as leaving now.
     pub fn stamp(&mut self, count: usize, now_us: u64) {
-        for entry in self.ring.iter_mut().rev().take(count) {
-            entry.sent_us = now_us;
+        self.stamp_each(count, |_| now_us);
+    }
+
+    /// Marks the newest `count` submits as leaving at the time of each, the oldest of them first.
+    pub fn stamp_each(&mut self, count: usize, time_us: impl Fn(usize) -> u64) {
+        let from = self.ring.len().saturating_sub(count);
+        for (at, entry) in self.ring.range_mut(from..).enumerate() {
+            entry.sent_us = time_us(at);
         }
     }
 

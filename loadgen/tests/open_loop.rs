@@ -113,3 +113,23 @@ fn a_rate_that_no_core_makes_is_said_to_be_the_generators_limit() {
     assert!(report.is_generator_limited() && report.table().contains("WARNING"), "{}", report.table());
     assert_eq!(report.totals.unanswered, 0);
 }
+
+#[test]
+fn a_generator_that_is_rounds_late_makes_them_up_and_every_share_of_the_timetable_is_booked_once() {
+    let mut null = Null::bind("127.0.0.1:0".parse().expect("address"), 2.4e-10).expect("bind");
+    let target = null.address();
+    let stop = Arc::new(AtomicBool::new(false));
+    let flag = Arc::clone(&stop);
+    let server = std::thread::spawn(move || null.serve(&flag));
+    let (rate, seconds) = (2e6, 0.5);
+    let report = go(order(target, 7, rate, seconds));
+    stop.store(true, Ordering::Relaxed);
+    server.join().expect("thread").expect("serve");
+    let totals = &report.totals;
+    assert_eq!((totals.wrong, totals.unanswered), (0, 0), "{}", report.table());
+    assert_eq!(report.histogram.len(), totals.submits, "every share has its latency");
+    let lateness = report.lateness.as_ref().expect("an open loop");
+    let booked = (totals.submits + totals.missed + lateness.behind) as f64;
+    assert!((0.99 * rate * seconds..1.2 * rate * seconds).contains(&booked), "{booked} of {} were due: {}", rate * seconds, report.table());
+    assert!(report.histogram.max() >= lateness.histogram.max(), "a share that left late waited at least so long for its answer");
+}

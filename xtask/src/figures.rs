@@ -96,7 +96,7 @@ impl Request {
             }
         }
         if request.topic == Topic::Network && request.parts.is_empty() {
-            request.parts = network::Part::ALL.to_vec();
+            request.parts = network::Part::ALL.into_iter().filter(|&part| part != network::Part::Million).collect();
         }
         Ok(request)
     }

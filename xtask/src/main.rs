@@ -19,7 +19,7 @@ use std::process::ExitCode;
 const USAGE: &str = "\
 usage: cargo xtask test [--lane quick|node|clickhouse|engine|faults]... [--long]
        cargo xtask figures pipeline|memory|start|kernels|drivers|parser|loadgen [--runs N] [--seconds N] [--no-build]
-       cargo xtask figures network [--part workers|farm|hundred|latency|slowloris|flood|overload]... [--runs N] [--seconds N] [--no-build]
+       cargo xtask figures network [--part workers|farm|hundred|million|latency|slowloris|flood|overload]... [--runs N] [--seconds N] [--no-build]
        cargo xtask figures log|outages [--runs N] [--seconds N] [--no-build]
        cargo xtask figures ship [--runs N] [--no-build]
        cargo xtask figures scan|sql [--rows N] [--runs N] [--no-build]

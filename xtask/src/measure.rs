@@ -189,9 +189,18 @@ pub fn resident_bytes(pid: u32) -> Result<u64, Failure> {
 
 /// Bytes of the kernel's tables that it cannot give back, of the whole machine: sockets and what hangs on them are among them.
 pub fn unreclaimable_slab_bytes() -> Result<u64, Failure> {
+    memory_info("SUnreclaim:")
+}
+
+/// Memory that new processes can have without swapping, of the whole machine.
+pub fn available_bytes() -> Result<u64, Failure> {
+    memory_info("MemAvailable:")
+}
+
+fn memory_info(key: &str) -> Result<u64, Failure> {
     let path = "/proc/meminfo";
     let text = std::fs::read_to_string(path).map_err(|error| Failure::Environment(format!("{path}: {error}")))?;
-    kibibytes_of(&text, "SUnreclaim:").ok_or_else(|| Failure::Environment(format!("{path} has no SUnreclaim")))
+    kibibytes_of(&text, key).ok_or_else(|| Failure::Environment(format!("{path} has no {key}")))
 }
 
 /// Open descriptors of a process.

@@ -1,20 +1,48 @@
-//! 100,000 connections in one server process: what each costs in memory, and whether the few that send shares notice the many that do not.
+//! 100,000 connections in one server process, and 1,000,000: what each costs in memory, and whether the few that send shares notice the many that do not.
 use super::{Load, PATIENCE, Sheet, bar, latency, whole};
 use crate::Failure;
 use crate::figures::{Bench, LOAD_CORE, SERVER_CORE, Server, number};
 use crate::measure::{self, median};
 use std::time::{Duration, Instant};
 
-/// Connections in all.
-const ALL: u32 = 100_000;
-/// Those of them that send shares, and how many they send together.
-const ACTIVE: u32 = 1_000;
-const ACTIVE_SHARES_PER_S: u32 = 10_000;
-const IDLE: u32 = ALL - ACTIVE;
-/// Processes of the generator: each may open 20,000 files where limits are small.
-const IDLE_PROCESSES: u32 = 8;
-/// Connections at which memory is looked at on the way up.
-const LEVELS: [u32; 3] = [20_000, 50_000, IDLE];
+/// A crowd on one server.
+pub(super) struct Crowd {
+    /// Connections that send shares, and how many they send together.
+    active: u32,
+    active_shares_per_s: u32,
+    idle: u32,
+    /// Processes that the silent ones come from: each may open 20,000 files where limits are small.
+    idle_processes: u32,
+    ramp_s: u32,
+    /// Connections at which memory is looked at on the way up, the last of them all that are silent.
+    levels: [u32; 3],
+    /// Memory that must be free, bytes: sockets of both ends take about 8 KB a connection.
+    needs_bytes: u64,
+}
+
+pub(super) const HUNDRED: Crowd = Crowd {
+    active: 1_000,
+    active_shares_per_s: 10_000,
+    idle: 99_000,
+    idle_processes: 8,
+    ramp_s: 15,
+    levels: [20_000, 50_000, 99_000],
+    needs_bytes: 2 << 30,
+};
+/// As many as a config may allow.
+pub(super) const WHOLE_MILLION: Crowd = Crowd {
+    active: 10_000,
+    active_shares_per_s: 10_000,
+    idle: 990_000,
+    idle_processes: 60,
+    ramp_s: 100,
+    levels: [200_000, 500_000, 990_000],
+    needs_bytes: 13 << 30,
+};
+/// What `[stratum] max_connections` may be at most.
+const CONNECTIONS_MAX: u32 = 1_000_000;
+/// Connections that a server may have beside those that are meant: some of the last run may still be closing.
+const SPARE: u32 = 1_500;
 /// What is extrapolated to.
 const MILLION: f64 = 1e6;
 /// Jobs are sent to everybody every 30 s: a measured window is long enough to meet that.
@@ -29,19 +57,28 @@ struct Look {
 }
 
 impl Bench<'_> {
-    pub(super) fn hundred(&self, sheet: &mut Sheet<'_>) -> Result<(), Failure> {
-        let quiet = self.server("hundred-quiet", 10_000, "auto")?;
-        let crowded = self.server("hundred", ALL + 1_500, "auto")?;
+    pub(super) fn crowd(&self, crowd: &Crowd, sheet: &mut Sheet<'_>) -> Result<(), Failure> {
+        let &Crowd { active, active_shares_per_s, idle: silent, idle_processes, ramp_s, levels, needs_bytes } = crowd;
+        let available = measure::available_bytes()?;
+        if available < needs_bytes {
+            return Err(Failure::Environment(format!(
+                "part {} needs {needs_bytes} bytes of free memory, and {available} are available",
+                sheet.part.name()
+            )));
+        }
+        let name = sheet.part.name();
+        let quiet = self.server(&format!("{name}-quiet"), active + SPARE, "auto")?;
+        let crowded = self.server(name, (silent + active + SPARE).min(CONNECTIONS_MAX), "auto")?;
         // The first template is out and housekeeping has run.
         std::thread::sleep(Duration::from_secs(3));
         let empty = look(&crowded)?;
         let words = format!(
-            "--target {} --connections {IDLE} --processes {IDLE_PROCESSES} --mode idle --seconds 3600 --warmup 0 --ramp 15 --seed 2",
+            "--target {} --connections {silent} --processes {idle_processes} --mode idle --seconds 3600 --warmup 0 --ramp {ramp_s} --seed 2",
             crowded.stratum
         );
-        let mut idle = Load::start_idly(self, "hundred-idle", &words)?;
+        let mut idle = Load::start_idly(self, &format!("{name}-idle"), &words)?;
         let since = Instant::now();
-        let looks = self.climb(&crowded, &mut idle)?;
+        let looks = self.climb(crowd, &crowded, &mut idle)?;
         let connected_s = since.elapsed().as_secs_f64();
 
         let window_s = WINDOW_TIMES * self.request.seconds;
@@ -55,11 +92,11 @@ impl Bench<'_> {
                 crowded.process.signal(if side == 0 { "STOP" } else { "CONT" });
                 std::thread::sleep(Duration::from_secs(3));
                 let words = format!(
-                    "--target {} --connections {ACTIVE} --rate {ACTIVE_SHARES_PER_S} --seconds {window_s} --warmup 1 --seed {} --worker-prefix active",
+                    "--target {} --connections {active} --rate {active_shares_per_s} --seconds {window_s} --warmup 1 --seed {} --worker-prefix active",
                     server.stratum,
                     pair + 1
                 );
-                let result = Load::start(self, "hundred-active", &words)?.result(PATIENCE + Duration::from_secs(window_s.into()));
+                let result = Load::start(self, &format!("{name}-active"), &words)?.result(PATIENCE + Duration::from_secs(window_s.into()));
                 crowded.process.signal("CONT");
                 let result = whole(result.map_err(|failure| self.beside(failure, server))?)?;
                 println!("pair {pair}: {} {result}", ["quiet", "crowded"][side]);
@@ -69,9 +106,9 @@ impl Bench<'_> {
         }
         let stats = measure::get_json(crowded.stats, "/api/stats")?;
         let open = number(&stats["connections"], "open")?;
-        if open < f64::from(IDLE) {
+        if open < f64::from(silent) {
             return Err(Failure::Environment(format!(
-                "of {IDLE} idle connections {open} are left: {stats}\n{}",
+                "of {silent} idle connections {open} are left: {stats}\n{}",
                 idle.process.said().trim_end()
             )));
         }
@@ -79,7 +116,7 @@ impl Bench<'_> {
         let descriptors = measure::open_descriptors(crowded.process.pid())? as f64;
         let (driver, kernel) = (stats["driver"].as_str().unwrap_or("unknown"), stats["kernel"].as_str().unwrap_or("unknown"));
         sheet.conditions = format!(
-            "one server process, driver {driver}, kernel {kernel}; {IDLE} silent connections from {IDLE_PROCESSES} processes at the lowest priority and {ACTIVE} at {ACTIVE_SHARES_PER_S} shares/s together, open loop, {window_s} s after 1 s of warm-up; jobs go to everybody every 30 s; loopback, server on core {SERVER_CORE}, loadgen on core {LOAD_CORE}"
+            "one server process, driver {driver}, kernel {kernel}; {silent} silent connections from {idle_processes} processes at the lowest priority and {active} at {active_shares_per_s} shares/s together, open loop, {window_s} s after 1 s of warm-up; jobs go to everybody every 30 s; loopback, server on core {SERVER_CORE}, loadgen on core {LOAD_CORE}"
         );
         // The process is ended before its server: nobody asks what its miners say to that.
         idle.process.stop()?;
@@ -99,7 +136,7 @@ impl Bench<'_> {
                 listed(|look| look.resident)
             ),
         );
-        let kernel = (looks[LEVELS.len() - 1].slab - empty.slab) / looks[LEVELS.len() - 1].connections;
+        let kernel = (looks[levels.len() - 1].slab - empty.slab) / looks[levels.len() - 1].connections;
         sheet.add(
             "kernel_connection_bytes",
             &[kernel],
@@ -115,10 +152,15 @@ impl Bench<'_> {
                 &format!("{name}_slope_bytes"),
                 &[slope],
                 "bytes",
-                &format!("{unit}: slope of the line through what was seen at {LEVELS:?} connections"),
+                &format!("{unit}: slope of the line through what was seen at {levels:?} connections"),
             );
-            let counted = format!("{unit} at 1,000,000 connections: EXTRAPOLATED by that line, not measured");
-            sheet.add(&format!("{name}_million_bytes_extrapolated"), &[base + slope * MILLION], "bytes", &counted);
+            if f64::from(silent + active) < MILLION {
+                let counted = format!("{unit} at 1,000,000 connections: EXTRAPOLATED by that line, not measured");
+                sheet.add(&format!("{name}_million_bytes_extrapolated"), &[base + slope * MILLION], "bytes", &counted);
+            }
+        }
+        for (name, unit, value) in [("resident", "RssAnon", full.resident), ("kernel", "SUnreclaim, both ends", full.slab)] {
+            sheet.add(&format!("{name}_bytes"), &[value], "bytes", &format!("{unit} after the runs, {:.0} connections", full.connections));
         }
         sheet.add(
             "descriptors",
@@ -130,7 +172,7 @@ impl Bench<'_> {
             "connected_s",
             &[connected_s],
             "s",
-            "from the start of loadgen, which spreads them over 15 s, until all silent ones were open",
+            &format!("from the start of loadgen, which spreads them over {ramp_s} s, until all silent ones were open"),
         );
         let [quiet_p99, crowded_p99] = &p99;
         sheet.add("latency_us_p50", &p50[1], "us", "of the active ones, from the time a share was due to its answer read");
@@ -139,7 +181,7 @@ impl Bench<'_> {
         sheet.add("quiet_latency_us_p99", quiet_p99, "us", "of the same on a server of their own; the crowded one is stopped meanwhile");
         let ratios: Vec<f64> = crowded_p99.iter().zip(quiet_p99).map(|(crowded, quiet)| crowded / quiet).collect();
         sheet.add("p99_ratio", &ratios, "ratio", "p99 among all to p99 alone, pair by pair");
-        bar("p99 among 100,000 to p99 alone", median(&ratios), None, Some(1.10));
+        bar(&format!("p99 among {silent} silent ones to p99 alone"), median(&ratios), None, Some(1.10));
         Ok(())
     }
 
@@ -153,10 +195,11 @@ impl Bench<'_> {
     }
 
     /// Looks at memory while the silent connections come, at each level and at the end.
-    fn climb(&self, server: &Server, idle: &mut Load) -> Result<Vec<Look>, Failure> {
+    fn climb(&self, crowd: &Crowd, server: &Server, idle: &mut Load) -> Result<Vec<Look>, Failure> {
         let since = Instant::now();
+        let patience = PATIENCE + Duration::from_secs(crowd.ramp_s.into());
         let mut looks: Vec<Look> = Vec::new();
-        while let Some(&level) = LEVELS.get(looks.len()) {
+        while let Some(&level) = crowd.levels.get(looks.len()) {
             let now = look(server)?;
             if now.connections >= f64::from(level) {
                 println!(
@@ -169,11 +212,12 @@ impl Bench<'_> {
                 looks.push(now);
                 continue;
             }
-            if since.elapsed() > PATIENCE || idle.process.ended() {
+            if since.elapsed() > patience || idle.process.ended() {
                 let said = idle.process.said();
                 return Err(Failure::Environment(format!(
-                    "only {} of {IDLE} silent connections stand\n{}",
+                    "only {} of {} silent connections stand\n{}",
                     now.connections,
+                    crowd.idle,
                     said.trim_end()
                 )));
             }
