@@ -5,7 +5,6 @@ mod support;
 mod server;
 
 use loadgen::engine::EngineConfig;
-use loadgen::farm::{Farm, FarmConfig};
 use loadgen::ledger::LedgerSink;
 use loadgen::random;
 use loadgen::report::RunReport;
@@ -14,12 +13,12 @@ use loadgen::session::Behaviour;
 use otedama_primitives::ShareStatus;
 use otedama_sharelog::scan::{Filter, rows};
 use serde_json::{Value, json};
-use std::net::SocketAddr;
+use std::collections::BTreeMap;
 use std::process::Output;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
-use support::{Amount, Config, PATIENCE, Server, Site, alone, eventually, load, long, port_out_of_the_way, size};
+use support::kills::{self, Armed, Miners};
+use support::{Amount, Config, PATIENCE, Server, Site, alone, eventually, load, long, size};
 
 const BAD_AND_DOUBLE: (u64, u64) = (10, 10);
 
@@ -303,22 +302,13 @@ fn clickhouse_and_pool_killed_in_turn_leave_every_share_once_in_tables_and_roll_
     let test = "clickhouse_and_pool_killed_in_turn_leave_every_share_once_in_tables_and_roll_ups";
     let Some(mut clickhouse) = server::Server::start(test) else { return };
     let kills: u32 = size(12, 200);
-    let listen = SocketAddr::from(([127, 0, 0, 1], port_out_of_the_way()));
-    let site = Site::new(Config { listen, clickhouse: clickhouse.url(), refresh_s: 1, block_s: 3, ..Config::default() });
-    let mut farm = FarmConfig::new(listen);
-    farm.connections = 32;
-    farm.ledger = LedgerSink::File(site.ledger());
-    farm.behaviour = behaviour(5, "ship");
-    let mut pool = Some(site.serve());
-    let stop = Arc::new(AtomicBool::new(false));
-    let farm = Farm::start(farm, stop.clone()).expect("farm");
-    let accepted = || farm.live().accepted.load(Ordering::Relaxed);
-    let mut chance = std::env::var("OTEDAMA_KILL_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(u64::from(std::process::id()));
-    println!("kill seed {chance}");
+    let site = kills::site(clickhouse.url());
+    let (miners, first) = Miners::start(&site, |farm| farm.behaviour = behaviour(5, "ship"));
+    let mut pool = Some(first);
+    let mut chance = kills::seed();
     let mut killed = [0; 2];
     for kill in 0..kills {
-        let before = accepted();
-        assert!(eventually(|| accepted() > before), "kill {kill}: no share is accepted any more");
+        miners.until_accepted(0, &format!("kill {kill}"));
         // Up to more than the second after which a segment is sealed and sent: some kills find an insert on its way.
         std::thread::sleep(Duration::from_micros(random::next(&mut chance) % 1_500_000));
         let which = random::next(&mut chance) % 3;
@@ -340,14 +330,10 @@ fn clickhouse_and_pool_killed_in_turn_leave_every_share_once_in_tables_and_roll_
             clickhouse.restart();
         }
     }
-    stop.store(true, Ordering::Relaxed);
-    let summary = farm.join().expect("farm");
-    assert_eq!(summary.totals.wrong, 0, "{:#?}", summary.totals.wrong_kept);
-    pool.take().expect("one at a time").stop();
-    let counts = site.verified_clean();
+    let (totals, counts) = miners.end(&site, pool.take().expect("one at a time"));
     let rows: u64 = counts.iter().sum();
     ship_the_rest(&site, &clickhouse, rows);
-    println!("{} kills of the server and {} of the pool, {rows} rows, {} accepted shares", killed[0], killed[1], summary.totals.accepted);
+    println!("{} kills of the server and {} of the pool, {rows} rows, {} accepted shares", killed[0], killed[1], totals.accepted);
     repaired_where_nothing_else_is_promised(&site, &clickhouse);
     witnesses_agree(&site, &clickhouse, counts);
     site.assert_no_panic();
@@ -401,59 +387,37 @@ fn clickhouse_has_every_share_once_after_kills_at_every_point_of_shipping() {
     let is_chosen = |point: &str| chosen.is_empty() || chosen.split(',').any(|name| name.trim() == point);
     let points: Vec<&str> = otedama_killpoint::POINTS.into_iter().filter(|point| point.starts_with("ship.") && is_chosen(point)).collect();
     assert!(!points.is_empty(), "OTEDAMA_KILL_POINTS names no point of shipping");
-    let listen = SocketAddr::from(([127, 0, 0, 1], port_out_of_the_way()));
-    let site = Site::new(Config { listen, clickhouse: clickhouse.url(), refresh_s: 1, block_s: 3, ..Config::default() });
-    let mut farm = FarmConfig::new(listen);
-    farm.connections = 32;
-    farm.shares_per_s_per_connection = 100.0;
-    farm.ledger = LedgerSink::File(site.ledger());
-    farm.behaviour = behaviour(6, "ship");
-    let first = site.serve();
-    let stop = Arc::new(AtomicBool::new(false));
-    let farm = Farm::start(farm, stop.clone()).expect("farm");
-    let accepted = || farm.live().accepted.load(Ordering::Relaxed);
-    assert!(eventually(|| accepted() > 0), "the first server serves");
+    let site = kills::site(clickhouse.url());
+    let (miners, first) = Miners::start(&site, |farm| {
+        farm.shares_per_s_per_connection = 100.0;
+        farm.behaviour = behaviour(6, "ship");
+    });
     first.kill();
 
-    let mut chance = std::env::var("OTEDAMA_KILL_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(u64::from(std::process::id()));
-    println!("kill seed {chance}");
+    let mut chance = kills::seed();
     let started = Instant::now();
-    let (mut from_outside, mut of_the_server) = (0, 0);
-    let mut left: Vec<&str> = points.iter().flat_map(|&point| std::iter::repeat_n(point, each as usize)).collect();
-    while !left.is_empty() {
-        let drawn = (random::next(&mut chance) % left.len() as u64) as usize;
-        let armed = format!("{}@{}", left[drawn], 1 + random::next(&mut chance) % 4);
-        let in_flight = if random::next(&mut chance).is_multiple_of(2) { "4" } else { "1" };
-        let variables = [
-            ("OTEDAMA_KILL_AT", armed.as_str()),
-            ("OTEDAMA_LOG__SEAL_AFTER_MS", "50"),
-            ("OTEDAMA_CLICKHOUSE__INSERTS_IN_FLIGHT", in_flight),
-        ];
-        if site.spawn_with(&variables).killed_itself_within(Duration::from_secs(15)) {
-            left.swap_remove(drawn);
-        } else {
-            from_outside += 1;
-            assert!(from_outside <= 10 + each, "{armed} is out of this load's reach");
-        }
-        if random::next(&mut chance).is_multiple_of(3) {
+    let (mut tally, mut of_the_server) = (BTreeMap::new(), 0);
+    let arm = |_, chance: &mut u64| {
+        let pass = 1 + random::next(chance) % 4;
+        let in_flight = if random::next(chance).is_multiple_of(2) { "4" } else { "1" };
+        let variables =
+            vec![("OTEDAMA_LOG__SEAL_AFTER_MS", "50".to_owned()), ("OTEDAMA_CLICKHOUSE__INSERTS_IN_FLIGHT", in_flight.to_owned())];
+        Armed { pass, variables, patience: Duration::from_secs(15) }
+    };
+    kills::at_points(&site, &points, each, &mut chance, &mut tally, arm, |chance| {
+        if random::next(chance).is_multiple_of(3) {
             clickhouse.kill();
             clickhouse.restart();
             of_the_server += 1;
         }
-    }
-    let last = site.serve();
-    let before = accepted();
-    assert!(eventually(|| accepted() > before + 100), "the last server serves");
-    stop.store(true, Ordering::Relaxed);
-    let summary = farm.join().expect("farm");
-    assert_eq!(summary.totals.wrong, 0, "{:#?}", summary.totals.wrong_kept);
-    last.stop();
-    let counts = site.verified_clean();
+    });
+    let (totals, counts) = miners.end(&site, site.serve());
     let rows: u64 = counts.iter().sum();
     ship_the_rest(&site, &clickhouse, rows);
     println!(
-        "{each} kills of the pool at each of {points:?}, {from_outside} from outside, {of_the_server} of the server; {rows} rows, {} accepted shares; {:.0} s",
-        summary.totals.accepted,
+        "{each} kills of the pool at each of {points:?}, {} from outside, {of_the_server} of the server; {rows} rows, {} accepted shares; {:.0} s",
+        tally.values().map(|kills| kills.from_outside).sum::<u32>(),
+        totals.accepted,
         started.elapsed().as_secs_f64()
     );
     repaired_where_nothing_else_is_promised(&site, &clickhouse);

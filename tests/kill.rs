@@ -17,6 +17,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+use support::kills::{self, Miners};
 use support::{Config, PATIENCE, Server, Site, alone, eventually, ledger_counts, port_out_of_the_way, size, verify};
 
 /// Every value of a sorted list that has less than one in a hundred above it.
@@ -28,21 +29,10 @@ fn p99(sorted: &[f64]) -> f64 {
 fn no_accepted_share_is_lost_or_doubled_by_any_kill() {
     let _turn = alone();
     let kills: u32 = size(12, 200);
-    let listen = SocketAddr::from(([127, 0, 0, 1], port_out_of_the_way()));
-    let site = Site::new(Config { listen, refresh_s: 1, block_s: 3, ..Config::default() });
-
-    let mut farm = FarmConfig::new(listen);
-    farm.connections = 32;
-    farm.ledger = LedgerSink::File(site.ledger());
-    farm.behaviour.bad_every = 10;
-    farm.behaviour.dup_every = 10;
-    let mut server = Some(site.serve());
-    let stop = Arc::new(AtomicBool::new(false));
-    let farm = Farm::start(farm, stop.clone()).expect("farm");
-    let accepted = || farm.live().accepted.load(Ordering::Relaxed);
-
-    let mut chance = std::env::var("OTEDAMA_KILL_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(u64::from(std::process::id()));
-    println!("kill seed {chance}");
+    let site = kills::site(String::new());
+    let (miners, first) = Miners::start(&site, |_| {});
+    let mut server = Some(first);
+    let mut chance = kills::seed();
     let (mut listening_ms, mut serving_ms) = (vec![], vec![]);
     for kill in 0..kills {
         let wait_us = random::next(&mut chance) % 300_000;
@@ -55,42 +45,25 @@ fn no_accepted_share_is_lost_or_doubled_by_any_kill() {
             std::thread::sleep(Duration::from_micros(wait_us / 8));
             booting.kill();
         } else {
-            let before = accepted();
             let since = Instant::now();
-            assert!(eventually(|| accepted() > before), "kill {kill}: no share is accepted any more");
+            miners.until_accepted(0, &format!("kill {kill}"));
             serving_ms.push(since.elapsed().as_secs_f64() * 1e3);
             std::thread::sleep(Duration::from_micros(wait_us));
             up.kill();
         }
         let next = site.serve();
-        assert_eq!(next.stratum, listen);
+        assert_eq!(next.stratum, site.config.listen);
         listening_ms.push(next.up.as_secs_f64() * 1e3);
         server = Some(next);
     }
-    let before = accepted();
-    assert!(eventually(|| accepted() > before + 1000), "the last server serves");
-    stop.store(true, Ordering::Relaxed);
-    let summary = farm.join().expect("farm");
-    server.take().expect("one server at a time").stop();
-    site.assert_no_panic();
-
-    let totals = &summary.totals;
-    assert_eq!(totals.wrong, 0, "{:#?}", totals.wrong_kept);
+    let (totals, _) = miners.end(&site, server.take().expect("one server at a time"));
     assert!(totals.disconnects > 0, "kills cut connections");
-    let (ledger, unanswered) = ledger_counts(&site.ledger());
-    assert_eq!((ledger, unanswered), (totals.by_status, totals.unanswered), "the ledger has what the farm counted");
-    let logged = site.verified_clean();
-    for status in ShareStatus::ALL {
-        // What was logged and not answered is in the ledger as unanswered, whatever the verdict on it was.
-        let (told, written) = (ledger[status as usize], logged[status as usize]);
-        assert!(told <= written && written <= told + unanswered, "{}: {told} answered, {written} logged", status.label());
-    }
-    assert!(logged.iter().sum::<u64>() <= ledger.iter().sum::<u64>() + unanswered, "every row was sent by a miner");
     listening_ms.sort_by(f64::total_cmp);
     println!(
-        "{kills} kills, {} submits, {} accepted, {unanswered} unanswered, {} disconnects; listening again after {:.1} ms at most, p99 {:.1}, median {:.1}; first share after {:.0} ms at most",
+        "{kills} kills, {} submits, {} accepted, {} unanswered, {} disconnects; listening again after {:.1} ms at most, p99 {:.1}, median {:.1}; first share after {:.0} ms at most",
         totals.submits,
         totals.accepted,
+        totals.unanswered,
         totals.disconnects,
         listening_ms.last().copied().unwrap_or(0.0),
         p99(&listening_ms),

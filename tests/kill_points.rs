@@ -6,16 +6,11 @@
 //! pieces. The points of shipping are those of `tests/clickhouse.rs`. A build without debug assertions has no kill points, and says so here.
 mod support;
 
-use loadgen::farm::{Farm, FarmConfig};
-use loadgen::ledger::LedgerSink;
 use loadgen::random;
-use otedama_primitives::ShareStatus;
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use support::{Config, Site, alone, eventually, ledger_counts, long, port_out_of_the_way};
+use support::kills::{self, Armed, CONNECTIONS, Kills, Miners};
+use support::{alone, long};
 
 /// Points of the short form: one of each part of a share's way, and the moments of a seal that matter most.
 const SHORT: [&str; 11] = [
@@ -34,13 +29,10 @@ const SHORT: [&str; 11] = [
 
 /// Shares a second of the farm, so that a ledger over a thousand boots stays readable.
 const SHARES_PER_S: f64 = 3000.0;
-const CONNECTIONS: usize = 32;
 /// Rows of a segment: several seals a second.
 const SEGMENT_ROWS: &str = "150";
 /// The smallest journal file there is: three turns a second.
 const SMALL_FILE_BYTES: &str = "131072";
-/// So many boots more than it was met a point may be missed by: this machine may have other work.
-const MISSES_MAX: u32 = 10;
 
 /// Where in the life of a boot a point may strike: up to this pass. Loops turn ten thousand times a second, batches come in hundreds, segments in tens, files in threes, boots once.
 fn passes_of(point: &str) -> u64 {
@@ -77,79 +69,30 @@ fn points() -> Vec<&'static str> {
     }
 }
 
-#[derive(Clone, Copy, Default, Debug)]
-struct Kills {
-    at_the_point: u32,
-    from_outside: u32,
-}
-
 /// `each` kills at every point of `points`, in a random order, on one log with one ledger.
 fn round(points: &[&'static str], each: u32, chance: &mut u64, tally: &mut BTreeMap<&'static str, Kills>) {
-    let listen = SocketAddr::from(([127, 0, 0, 1], port_out_of_the_way()));
-    let site = Site::new(Config { listen, refresh_s: 1, block_s: 3, ..Config::default() });
-    let mut farm = FarmConfig::new(listen);
-    farm.connections = CONNECTIONS;
-    farm.shares_per_s_per_connection = SHARES_PER_S / CONNECTIONS as f64;
-    farm.ledger = LedgerSink::File(site.ledger());
-    farm.behaviour.bad_every = 10;
-    farm.behaviour.dup_every = 10;
-    let first = site.serve();
-    let stop = Arc::new(AtomicBool::new(false));
-    let farm = Farm::start(farm, stop.clone()).expect("farm");
-    let accepted = || farm.live().accepted.load(Ordering::Relaxed);
-    assert!(eventually(|| accepted() > 0), "the first server serves");
+    let site = kills::site(String::new());
+    let (miners, first) = Miners::start(&site, |farm| farm.shares_per_s_per_connection = SHARES_PER_S / CONNECTIONS as f64);
     first.kill();
-
-    let mut left: Vec<&'static str> = points.iter().flat_map(|&point| std::iter::repeat_n(point, each as usize)).collect();
-    while !left.is_empty() {
-        let drawn = (random::next(chance) % left.len() as u64) as usize;
-        let point = left[drawn];
-        let at = 1 + random::next(chance) % passes_of(point);
+    let arm = |point: &'static str, chance: &mut u64| {
+        let pass = 1 + random::next(chance) % passes_of(point);
         let tier = if point.starts_with("sync.") || random::next(chance).is_multiple_of(3) { "disk" } else { "process" };
-        let has_small_files = needs_small_files(point, at) || random::next(chance).is_multiple_of(2);
-        let armed = format!("{point}@{at}");
         // Segments of the boots before are cold in every boot, and so many that there is always one to compress.
-        let mut variables = vec![
-            ("OTEDAMA_KILL_AT", armed.as_str()),
-            ("OTEDAMA_LOG__ACK", tier),
-            ("OTEDAMA_LOG__SEGMENT_ROWS", SEGMENT_ROWS),
-            ("OTEDAMA_LOG__COMPRESS_AFTER", "1s"),
-        ];
-        if has_small_files {
+        let mut variables =
+            vec![("OTEDAMA_LOG__ACK", tier), ("OTEDAMA_LOG__SEGMENT_ROWS", SEGMENT_ROWS), ("OTEDAMA_LOG__COMPRESS_AFTER", "1s")];
+        if needs_small_files(point, pass) || random::next(chance).is_multiple_of(2) {
             variables.push(("OTEDAMA_KILL_JOURNAL_FILE_BYTES", SMALL_FILE_BYTES));
         }
-        let booting = site.spawn_with(&variables);
-        let patience = Duration::from_millis(4000 + random::next(chance) % 1000);
-        let kills = tally.entry(point).or_default();
-        if booting.killed_itself_within(patience) {
-            kills.at_the_point += 1;
-            left.swap_remove(drawn);
-        } else {
-            kills.from_outside += 1;
-            assert!(kills.from_outside <= kills.at_the_point + MISSES_MAX, "{armed} is out of this load's reach: {kills:?}");
-        }
-    }
-    let last = site.serve();
-    let before = accepted();
-    assert!(eventually(|| accepted() > before + 100), "the last server serves");
-    stop.store(true, Ordering::Relaxed);
-    let summary = farm.join().expect("farm");
-    last.stop();
-    site.assert_no_panic();
-
-    let totals = &summary.totals;
-    assert_eq!(totals.wrong, 0, "{:#?}", totals.wrong_kept);
-    let (ledger, unanswered) = ledger_counts(&site.ledger());
-    assert_eq!((ledger, unanswered), (totals.by_status, totals.unanswered), "the ledger has what the farm counted");
-    let logged = site.verified_clean();
-    for status in ShareStatus::ALL {
-        let (told, written) = (ledger[status as usize], logged[status as usize]);
-        assert!(told <= written && written <= told + unanswered, "{}: {told} answered, {written} logged", status.label());
-    }
+        let variables = variables.into_iter().map(|(name, value)| (name, value.to_owned())).collect();
+        Armed { pass, variables, patience: Duration::from_millis(4000 + random::next(chance) % 1000) }
+    };
+    kills::at_points(&site, points, each, chance, tally, arm, |_| {});
+    let (totals, _) = miners.end(&site, site.serve());
     println!(
-        "a round of {} kills at points: {} accepted, {unanswered} unanswered; lost 0, doubled 0",
+        "a round of {} kills at points: {} accepted, {} unanswered; lost 0, doubled 0",
         points.len() as u32 * each,
-        totals.accepted
+        totals.accepted,
+        totals.unanswered
     );
 }
 
@@ -161,8 +104,7 @@ fn no_accepted_share_is_lost_or_doubled_by_a_kill_at_any_named_point() {
         return;
     }
     let _turn = alone();
-    let mut chance = std::env::var("OTEDAMA_KILL_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(u64::from(std::process::id()));
-    println!("kill seed {chance}");
+    let mut chance = kills::seed();
     let mut tally = BTreeMap::new();
     let started = Instant::now();
     // Ten rounds of ten: each with a log and a ledger of its own, which stay small enough to be read.

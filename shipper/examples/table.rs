@@ -1,11 +1,13 @@
-//! What a row of each layout costs a server: CPU time to insert and to merge it, and bytes on its disk, one JSON line per figure:
+//! What a row of each layout costs a server: CPU time to insert and to merge it, and bytes on its disk, per row and, so that sums stand beside rows, per share; one JSON line per figure:
 //! `cargo run --release -p otedama-shipper --example table` (18.16), and with `OTEDAMA_TEST_SERVER=engine OTEDAMA_ENGINE=... OTEDAMA_LIBCHDB=...` the modern engine;
 //! `cargo xtask figures ship` takes the median of several.
+mod farm;
 #[path = "../tests/running/mod.rs"]
 mod running;
 #[path = "../tests/server/mod.rs"]
 mod server;
 
+use farm::mixed;
 use otedama_primitives::{Coin, Hash256, RunId, ShareRow, ShareStatus};
 use otedama_sharelog::store::SegmentStore;
 use otedama_sharelog::{Layout, LogSettings, ShareLog};
@@ -23,14 +25,6 @@ const ROWS: u64 = 1 << 21;
 const SUMMED_S: u64 = 12;
 const BATCH: u64 = 512;
 const START_US: u64 = 1_795_248_000_000_000;
-
-/// A number that looks random, the same for the same input (SplitMix64).
-fn mixed(number: u64) -> u64 {
-    let mut word = number.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(0x1234_5678_9abc_def1);
-    word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    word ^ (word >> 31)
-}
 
 /// A share: every worker as likely as any other, 1 in 100 refused, eight difficulties, sixteen rolled versions.
 fn share(number: u64) -> (ShareRow, Hash256) {
@@ -63,8 +57,8 @@ fn share(number: u64) -> (ShareRow, Hash256) {
     (row, Hash256(hash))
 }
 
-/// The log of the farm in this layout: its segments, and the rows in them.
-fn log(dir: &Path, layout: Layout) -> (usize, u64) {
+/// The log of the farm in this layout: its segments, the rows in them, and the shares that they stand for.
+fn log(dir: &Path, layout: Layout) -> (usize, u64, u64) {
     let settings = LogSettings {
         dir: dir.to_path_buf(),
         pool: "table".into(),
@@ -94,7 +88,7 @@ fn log(dir: &Path, layout: Layout) -> (usize, u64) {
     }
     sealer.drain(START_US).expect("sealed");
     let segments = SegmentStore::open(dir).expect("the folder is there").segments().expect("segments");
-    (segments.len(), segments.iter().map(|meta| u64::from(meta.rows)).sum())
+    (segments.len(), segments.iter().map(|meta| u64::from(meta.rows)).sum(), shares)
 }
 
 /// User and system time of a process, in seconds.
@@ -114,7 +108,7 @@ async fn main() {
     for layout in Layout::ALL {
         let label = layout.label();
         let folder = tempfile::tempdir().expect("a folder");
-        let (segments, rows) = log(folder.path(), layout);
+        let (segments, rows, shares) = log(folder.path(), layout);
         let database = format!("table_{label}");
         let settings = ShipperSettings { database: database.clone(), ..settings(server.url()) };
         probe(&settings.sink(), &settings).await.expect("the tables are made");
@@ -149,15 +143,21 @@ async fn main() {
             "{version} ({}), {rows} rows of layout {label} in {segments} segments of {SHARES_PER_S} shares/s of {WORKERS} workers, three roll-ups",
             if server.is_modern() { "libchdb behind otedama-engine" } else { "ClickHouse of Debian" }
         );
-        let line = |name: &str, value: f64, unit: &str, counted: &str| {
-            println!(
-                r#"{{"name":"{kind}_table_{label}_{name}","value":{value:.3},"unit":"{unit}","counted":"{counted}","conditions":"{conditions}"}}"#
-            );
+        let line = |name: String, value: f64, unit: &str, counted: &str| {
+            println!(r#"{{"name":"{kind}_{name}","value":{value:.3},"unit":"{unit}","counted":"{counted}","conditions":"{conditions}"}}"#);
         };
         let ns = |seconds: f64| seconds * 1e9 / rows as f64;
-        line("insert_ns", ns(inserting_s), "ns/row", "CPU time of the server, shipping of sealed segments, merges stopped");
-        line("merge_ns", ns(merging_s), "ns/row", "CPU time of the server, OPTIMIZE TABLE shares FINAL: every row rewritten once");
-        line("bytes_per_row", numbers[2] as f64 / rows as f64, "bytes/row", "bytes_on_disk of the part that all were merged into");
+        let of_table = |what: &str| format!("table_{label}_{what}");
+        line(of_table("insert_ns"), ns(inserting_s), "ns/row", "CPU time of the server, shipping of sealed segments, merges stopped");
+        line(
+            of_table("merge_ns"),
+            ns(merging_s),
+            "ns/row",
+            "CPU time of the server, OPTIMIZE TABLE shares FINAL: every row rewritten once",
+        );
+        let bytes = numbers[2] as f64;
+        line(of_table("bytes_per_row"), bytes / rows as f64, "bytes/row", "bytes_on_disk of the part that all were merged into");
+        line(format!("disk_bytes_per_share_{label}"), bytes / shares as f64, "bytes/share", "the same, per share that its rows stand for");
         server.query(&format!("DROP DATABASE {database}"));
     }
 }

@@ -1,5 +1,7 @@
 //! What the tests of the whole pool share: a real server process, its stats, its log's verdict, and a miner that speaks over a bare socket.
 #![allow(dead_code, reason = "each test binary uses a part of it")]
+pub mod kills;
+
 use loadgen::engine::EngineConfig;
 use loadgen::hash::{OpenHeader, meets, merkle_roots, share_hash};
 use loadgen::job::Job;

@@ -69,6 +69,10 @@ impl Plan {
         }
         Ok(plan)
     }
+
+    fn has(&self, lane: Lane) -> bool {
+        self.lanes.contains(&lane)
+    }
 }
 
 /// Wall time that all lanes together may take on two cores, without `--long`.
@@ -115,7 +119,7 @@ pub fn run(root: &Path, plan: &Plan) -> Result<bool, Failure> {
             Lane::Node => node(&mut report, plan.long),
             Lane::ClickHouse => clickhouse(&mut report, plan.long),
             Lane::Engine => modern(&mut report, plan),
-            Lane::Faults => faults(&mut report, plan.long),
+            Lane::Faults => faults(&mut report, plan),
         };
         if let Err(Failure::Environment(what) | Failure::Usage(what)) = outcome {
             // A lane that cannot start is a failure, never a pass; the other lanes still have their say.
@@ -152,6 +156,36 @@ fn minutes(count: u64, long: bool) -> Duration {
     Duration::from_secs(60 * count * if long { 10 } else { 1 })
 }
 
+/// A cargo test step over test targets of these names. Of the whole workspace whatever they are: for one package alone cargo takes other features of what it depends on, and builds
+/// most of it a second time.
+fn targets_test(name: &str, targets: &[String], filters: &[&str], limit: Duration, long: bool) -> Step {
+    let named = targets.iter().flat_map(|target| ["--test", target]);
+    let selection: Vec<&str> = ["--workspace"].into_iter().chain(named).collect();
+    cargo_test(name, &selection, filters, limit, long)
+}
+
+/// Names of the test targets in these folders whose source is one that `takes` says.
+fn targets_in(root: &Path, folders: &[&str], takes: impl Fn(&str) -> bool) -> Result<Vec<String>, Failure> {
+    let mut names = Vec::new();
+    for folder in folders {
+        let failed = |error: std::io::Error| Failure::Environment(format!("{folder}: {error}"));
+        for entry in std::fs::read_dir(root.join(folder)).map_err(failed)? {
+            let path = entry.map_err(failed)?.path();
+            if path.extension().is_some_and(|end| end == "rs") && takes(&std::fs::read_to_string(&path).map_err(failed)?) {
+                names.extend(path.file_stem().map(|name| name.to_string_lossy().into_owned()));
+            }
+        }
+    }
+    names.sort_unstable();
+    names.dedup();
+    Ok(names)
+}
+
+/// Tests that bring a ClickHouse.
+fn server_targets(root: &Path) -> Result<Vec<String>, Failure> {
+    targets_in(root, &["tests", "shipper/tests"], |source| source.lines().any(|line| line == "mod server;"))
+}
+
 /// A cargo test step: every test runs although one failed, and tests that pass may say what they skipped.
 fn cargo_test(name: &str, selection: &[&str], filters: &[&str], limit: Duration, long: bool) -> Step {
     let head = ["cargo", "test", "--no-fail-fast"];
@@ -162,10 +196,12 @@ fn cargo_test(name: &str, selection: &[&str], filters: &[&str], limit: Duration,
 }
 
 fn quick(report: &mut Report, long: bool) -> Result<(), Failure> {
-    report.step(Lane::Quick, &cargo_test("cargo test --workspace", &["--workspace"], &[], minutes(20, long), long))?;
+    // Tests with a ClickHouse are those of its own lanes, also where one is installed already.
+    let all = cargo_test("cargo test --workspace", &["--workspace"], &[], minutes(20, long), long).with("OTEDAMA_TEST_SERVER", "none");
+    report.step(Lane::Quick, &all)?;
     // `auto` is io_uring where the host has it; the portable driver must do the same.
-    let mio = ["--package", "otedama", "--test", "hostile", "--test", "accounting"];
-    let mio = cargo_test("otedama over mio", &mio, &[], minutes(10, long), long).with("OTEDAMA_LAYOUT__DRIVER", "mio");
+    let mio = ["hostile", "accounting"].map(str::to_owned);
+    let mio = targets_test("otedama over mio", &mio, &[], minutes(10, long), long).with("OTEDAMA_LAYOUT__DRIVER", "mio");
     report.step(Lane::Quick, &mio)?;
     let own = std::env::current_exe().map_err(|error| Failure::Environment(format!("xtask does not know its own path: {error}")))?;
     let asm = Step::new("asm: what the compiler made of the kernels", &[&own.to_string_lossy(), "asm"], minutes(5, long));
@@ -190,19 +226,14 @@ fn node(report: &mut Report, long: bool) -> Result<(), Failure> {
     if !Path::new(&binary).exists() {
         return Err(Failure::Environment(format!("{binary} was not built, so the pool was not tested against it")));
     }
-    let pool =
-        cargo_test("otedama against regtest-node", &["--package", "otedama"], &["--include-ignored", "node"], minutes(20, long), long)
-            .with("OTEDAMA_REGTEST_NODE", binary);
-    filtered(report, Lane::Node, &pool, "node")
+    let pool = targets_test("otedama against regtest-node", &["node".to_owned()], &["--include-ignored"], minutes(20, long), long);
+    report.step(Lane::Node, &pool.with("OTEDAMA_REGTEST_NODE", binary)).map(drop)
 }
 
 fn clickhouse(report: &mut Report, long: bool) -> Result<(), Failure> {
     install::ensure(&install::CLICKHOUSE)?;
-    let shipper = cargo_test("otedama-shipper against ClickHouse", &["--package", "otedama-shipper"], &[], minutes(20, long), long);
-    report.step(Lane::ClickHouse, &shipper.with("OTEDAMA_REQUIRE_CLICKHOUSE", "1"))?;
-    let pool =
-        cargo_test("otedama against ClickHouse", &["--package", "otedama"], &["--include-ignored", "clickhouse"], minutes(20, long), long);
-    filtered(report, Lane::ClickHouse, &pool.with("OTEDAMA_REQUIRE_CLICKHOUSE", "1"), "clickhouse")
+    let tests = targets_test("against ClickHouse", &server_targets(report.root)?, &["--include-ignored"], minutes(30, long), long);
+    report.step(Lane::ClickHouse, &tests.with("OTEDAMA_TEST_SERVER", "debian").with("OTEDAMA_REQUIRE_CLICKHOUSE", "1")).map(drop)
 }
 
 /// The tests of the lane `clickhouse` against a modern engine, and those of engine/ itself. The library is 178 MB: it is fetched in long runs, or where the lane is named.
@@ -223,30 +254,24 @@ fn modern(report: &mut Report, plan: &Plan) -> Result<(), Failure> {
     let manifest = ["--release", "--manifest-path", "engine/Cargo.toml", "--target-dir", &target];
     report
         .step(Lane::Engine, &against(cargo_test("otedama-engine: libchdb over HTTP", &manifest, &[], minutes(10, plan.long), plan.long)))?;
-    let shipper =
-        cargo_test("otedama-shipper against the engine", &["--package", "otedama-shipper"], &[], minutes(20, plan.long), plan.long);
-    report.step(Lane::Engine, &against(shipper))?;
-    let filters = ["--include-ignored", "clickhouse", "engine"];
-    let pool = cargo_test("otedama against the engine", &["--package", "otedama"], &filters, minutes(20, plan.long), plan.long);
-    filtered(report, Lane::Engine, &against(pool), "clickhouse or engine")
+    let tests =
+        targets_test("against the engine", &server_targets(report.root)?, &["--include-ignored"], minutes(30, plan.long), plan.long);
+    report.step(Lane::Engine, &against(tests)).map(drop)
 }
 
-fn faults(report: &mut Report, long: bool) -> Result<(), Failure> {
-    // The glob takes every integration test of the crate: kills, torn files, full disks.
-    let log =
-        cargo_test("otedama-sharelog: kills and cuts", &["--package", "otedama-sharelog", "--test", "*"], &[], minutes(20, long), long);
-    report.step(Lane::Faults, &log)?;
-    let pool = cargo_test("otedama: kills", &["--package", "otedama"], &["--include-ignored", "kill", "crash"], minutes(20, long), long);
-    filtered(report, Lane::Faults, &pool, "kill or crash")?;
-    fuzz(report, long)
-}
-
-/// Runs a step that selects tests by name; no such test is a skip that is counted, because a filter that matches nothing always passes.
-fn filtered(report: &mut Report, lane: Lane, step: &Step, named: &str) -> Result<(), Failure> {
-    if report.step(lane, step)? == Tally::default() {
-        report.skip(lane, &step.name, &format!("no test is named {named}"));
+fn faults(report: &mut Report, plan: &Plan) -> Result<(), Failure> {
+    let long = plan.long;
+    let mut kills = vec!["kill_points".to_owned()];
+    // The lane `quick` has run all tests but those that are ignored there.
+    if !plan.has(Lane::Quick) {
+        // Kills, torn files, full disks: every test of the log, and by its name that of the pool's kills.
+        let log = targets_in(report.root, &["sharelog/tests"], |_| true)?;
+        report.step(Lane::Faults, &targets_test("kills and cuts", &log, &[], minutes(20, long), long))?;
+        kills.extend(["log_replay", "replay"].map(str::to_owned));
     }
-    Ok(())
+    let kills = targets_test("kills at named points", &kills, &["--include-ignored", "kill"], minutes(20, long), long);
+    report.step(Lane::Faults, &kills)?;
+    fuzz(report, long)
 }
 
 /// What `cargo fuzz` passes to the compiler: coverage counters and compare tracing for libFuzzer, with the address sanitizer.
@@ -367,8 +392,16 @@ mod tests {
 
     #[test]
     fn filters_stand_behind_the_dashes() {
-        let step = cargo_test("x", &["--package", "otedama"], &["kill"], Duration::from_secs(1), true);
-        assert_eq!(step.words.join(" "), "cargo test --no-fail-fast --package otedama -- --show-output kill");
+        let step = targets_test("x", &["kill".to_owned(), "replay".to_owned()], &["kill"], Duration::from_secs(1), true);
+        assert_eq!(step.words.join(" "), "cargo test --no-fail-fast --workspace --test kill --test replay -- --show-output kill");
         assert_eq!(step.env, [("OTEDAMA_LONG", "1".to_owned())]);
+    }
+
+    #[test]
+    fn tests_with_a_server_are_known_by_their_source() {
+        let targets = server_targets(&crate::root()).expect("the folders are there");
+        let has = |name: &str| targets.iter().any(|target| target == name);
+        assert!(["clickhouse", "outages", "book", "real", "repair"].into_iter().all(has), "{targets:?}");
+        assert!(!["hostile", "wire", "mod"].into_iter().any(has), "{targets:?}");
     }
 }

@@ -1,7 +1,7 @@
 //! The shares of a large farm, for the examples that measure.
 #![allow(dead_code, reason = "each example uses a part of it")]
 
-use otedama_primitives::{Coin, Hash256, ShareRow, ShareStatus};
+use otedama_primitives::{Coin, ShareRow, ShareStatus};
 
 /// Arrival of its first share, microseconds since the epoch.
 pub const FARM_US: u64 = 1_795_218_379_000_000;
@@ -36,14 +36,4 @@ pub fn farm(number: u64) -> ShareRow {
         net: 0,
         coin: Coin::Bitcoin as u8,
     }
-}
-
-/// The hash of such a share: difficulty 1024 and above, 42 bits of zeros at least.
-pub fn hash(row: &ShareRow) -> Hash256 {
-    let mut bytes = [0u8; 32];
-    for (word, cell) in bytes.chunks_exact_mut(8).enumerate() {
-        cell.copy_from_slice(&mixed((u64::from(row.nonce) << 32) ^ row.arrival_us ^ ((word as u64) << 60)).to_le_bytes());
-    }
-    bytes[26..].fill(0);
-    Hash256(bytes)
 }

@@ -1,7 +1,8 @@
 //! A real ClickHouse in a temporary folder on free loopback ports; and a proxy that loses its answers.
 //!
 //! It is 18.16, as Debian ships it, or with `OTEDAMA_TEST_SERVER=engine` a modern one: libchdb behind `otedama-engine` (`OTEDAMA_ENGINE` names the program, `OTEDAMA_LIBCHDB` the
-//! library; `cargo xtask engine` makes both). The same tests run against either; what is promised differs, and they ask `Server::is_modern`.
+//! library; `cargo xtask engine` makes both). The same tests run against either; what is promised differs, and they ask `Server::is_modern`. `OTEDAMA_TEST_SERVER=none` leaves
+//! them to runs that have a server.
 //!
 //! The tests of the root package use this file too (`#[path = "../shipper/tests/server/mod.rs"] mod server;`): it needs std and rustix alone.
 //! Where the server is not installed, `Server::start` prints a counted SKIP line and gives None, unless `OTEDAMA_REQUIRE_CLICKHOUSE=1`, which makes that a failure.
@@ -34,12 +35,13 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// From `OTEDAMA_TEST_SERVER`.
-    pub fn chosen() -> Self {
+    /// From `OTEDAMA_TEST_SERVER`; None when that is `none`.
+    pub fn chosen() -> Option<Self> {
         match std::env::var("OTEDAMA_TEST_SERVER").as_deref() {
-            Err(_) | Ok("" | "debian") => Self::Debian,
-            Ok("engine") => Self::Engine,
-            Ok(other) => panic!("OTEDAMA_TEST_SERVER is {other:?}: it is debian or engine"),
+            Err(_) | Ok("" | "debian") => Some(Self::Debian),
+            Ok("engine") => Some(Self::Engine),
+            Ok("none") => None,
+            Ok(other) => panic!("OTEDAMA_TEST_SERVER is {other:?}: it is debian, engine or none"),
         }
     }
 }
@@ -68,8 +70,8 @@ pub fn binary(kind: Kind) -> Option<PathBuf> {
 pub fn modern(test: &str) -> Option<(String, Option<Server>)> {
     match (std::env::var("OTEDAMA_MODERN_CLICKHOUSE_URL").ok(), Kind::chosen()) {
         (Some(url), _) => Some((url, None)),
-        (None, Kind::Engine) => Server::start(test).map(|server| (server.url(), Some(server))),
-        (None, Kind::Debian) => {
+        (None, Some(Kind::Engine)) => Server::start(test).map(|server| (server.url(), Some(server))),
+        (None, _) => {
             skip(test, "neither OTEDAMA_TEST_SERVER=engine nor OTEDAMA_MODERN_CLICKHOUSE_URL names a modern server");
             None
         }
@@ -78,7 +80,7 @@ pub fn modern(test: &str) -> Option<(String, Option<Server>)> {
 
 /// Debian's server, for what is about that one alone.
 pub fn debian(test: &str) -> Option<Server> {
-    if Kind::chosen() == Kind::Debian {
+    if Kind::chosen() != Some(Kind::Engine) {
         return Server::start(test);
     }
     skip(test, "it is about Debian's server, and OTEDAMA_TEST_SERVER names another one");
@@ -98,7 +100,10 @@ fn free_port() -> u16 {
 impl Server {
     /// Starts a server and waits until it answers; None, with a SKIP line, where there is none to start.
     pub fn start(test: &str) -> Option<Self> {
-        let kind = Kind::chosen();
+        let Some(kind) = Kind::chosen() else {
+            skip(test, "OTEDAMA_TEST_SERVER=none leaves it to the lanes that have a server");
+            return None;
+        };
         let Some(binary) = binary(kind) else {
             let why = match kind {
                 Kind::Debian => "clickhouse-server is not installed (apt-get install clickhouse-server)",

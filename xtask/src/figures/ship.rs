@@ -43,11 +43,6 @@ impl Bench<'_> {
             gather(&mut gathered, run, &lines)?;
             println!("run {run}: {} figures", gathered.len());
         }
-        // The same bytes every time.
-        let mut on_disk = Vec::new();
-        let lines = self.example("otedama-shipper", "disk", &[])? + &self.example("otedama-shipper", "disk", &modern)?;
-        gather(&mut on_disk, 0, &lines)?;
-        gathered.append(&mut on_disk);
         Ok(self.figures(&gathered))
     }
 
