@@ -8,6 +8,7 @@ mod demo;
 mod jobs;
 mod log_export;
 mod log_replay;
+mod shares;
 mod sql;
 mod stats;
 mod stats_source;
@@ -17,7 +18,7 @@ mod topology;
 mod wiring;
 
 use capture::{CaptureOrder, Replay};
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{Parser, Subcommand};
 use config::Config;
 use otedama_pipeline::driver::{Drivers, MioDriver};
 use otedama_shipper::schema::{self, Flavour};
@@ -110,7 +111,13 @@ impl RangeArg {
                 |text: &String| otedama_sharelog::parse_moment(text, now_us).map_err(|error| Failure::usage(format!("{name}: {error}")));
             text.as_ref().map(read).transpose()
         };
-        Ok((moment("--since", &self.since)?, moment("--until", &self.until)?))
+        let (since_us, until_us) = (moment("--since", &self.since)?, moment("--until", &self.until)?);
+        if let (Some(since), Some(until)) = (&self.since, &self.until)
+            && since_us >= until_us
+        {
+            return Err(Failure::usage(format!("--since {since} is not before --until {until}: nothing lies between them")));
+        }
+        Ok((since_us, until_us))
     }
 }
 
@@ -145,7 +152,7 @@ enum Commands {
         json: bool,
     },
     /// Sums the shares of the log.
-    Shares(SharesArgs),
+    Shares(shares::SharesArgs),
     /// Runs SQL, or a recipe of docs/sql, on the configured ClickHouse, else over the log's own segments.
     Sql(sql::SqlArgs),
     /// Prints the ClickHouse schema.
@@ -246,30 +253,6 @@ enum ConfigCommand {
     Docs,
 }
 
-#[derive(clap::Args, Debug)]
-struct SharesArgs {
-    #[command(flatten)]
-    log: LogArg,
-    /// Keys, comma separated: worker, minute, hour, day, status, session, job, coin.
-    #[arg(long, default_value = "worker,hour")]
-    by: String,
-    /// Only what arrived within this span: 90s, 15m, 1h, 7d.
-    #[arg(long)]
-    since: Option<String>,
-    /// Only this status: status=accepted.
-    #[arg(long = "where", value_name = "status=S")]
-    filter: Option<String>,
-    /// csv or json.
-    #[arg(long, default_value = "csv")]
-    format: Format,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Format {
-    Csv,
-    Json,
-}
-
 /// A failed command: what to say and the exit code.
 struct Failure(u8, String);
 
@@ -326,7 +309,7 @@ fn run(command: Commands, started: Instant) -> Result<u8, Failure> {
             Ok(code)
         }
         Commands::Top { config, url, once, json } => show_top(&config, url.as_deref(), once, json),
-        Commands::Shares(args) => shares(&args),
+        Commands::Shares(args) => shares::run(&args),
         Commands::Sql(args) => sql::run(&args),
         Commands::Schema { single: _, cluster, legacy, reader, from, keep_days, config } => {
             let flavour = match (cluster, legacy) {
@@ -487,28 +470,6 @@ fn show_top(config: &ConfigArg, url: Option<&str>, once: bool, json: bool) -> Re
     let stop = stop_flag()?;
     top::run(&top::TopSettings { stats, once, json }, &stop).map_err(failed)?;
     Ok(0)
-}
-
-fn shares(args: &SharesArgs) -> Result<u8, Failure> {
-    use otedama_sharelog::shares::{group, parse_by, parse_since, parse_where};
-    let now_us = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as u64);
-    let by = parse_by(&args.by).map_err(|error| Failure::usage(format!("--by: {error}")))?;
-    let mut filter = otedama_sharelog::scan::Filter::default();
-    if let Some(since) = &args.since {
-        filter.since_us = Some(parse_since(since, now_us).map_err(|error| Failure::usage(format!("--since: {error}")))?);
-    }
-    if let Some(text) = &args.filter {
-        filter.status = Some(parse_where(text).map_err(|error| Failure::usage(format!("--where: {error}")))?);
-    }
-    let table = group(&dir_of(&args.log)?, &by, &filter)?;
-    for damaged in &table.damaged {
-        eprintln!("warning: {damaged}");
-    }
-    print(&match args.format {
-        Format::Csv => table.to_csv(),
-        Format::Json => table.to_json(),
-    })?;
-    Ok(u8::from(!table.damaged.is_empty()))
 }
 
 fn verify(dir: &Path, ledger: Option<&Path>, json: bool) -> Result<u8, Failure> {

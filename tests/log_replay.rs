@@ -158,3 +158,57 @@ fn the_command_line_exports_what_it_says_or_tells_what_is_wrong() {
     assert!(code == 3 && said.contains("/nowhere/at"), "{said}");
     server.stop();
 }
+
+#[test]
+fn the_command_line_sums_the_shares_of_a_range_or_tells_what_is_wrong() {
+    let _turn = alone();
+    let site = Site::new(Config::default());
+    let server = site.serve();
+    load(server.stratum, Amount::Submits(5_000), 8, 8, bad_and_repeated(), LedgerSink::None);
+    let dir = site.log();
+    let dir = dir.to_str().expect("UTF-8");
+    // In use: the log is read without its lock.
+    let shares = |more: &[&str]| {
+        let output = otedama(&[&["shares", "--dir", dir], more].concat());
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code().expect("shares ends by itself"), text(&output.stdout), text(&output.stderr))
+    };
+    let number = |text: &str| text.replace(',', "").parse::<u128>().expect("a number");
+    assert!(eventually(|| server.stats()["shares"]["logged"] == 5_000));
+    // Into a pipe goes CSV.
+    let (code, csv, _) = shares(&["--by", "worker,status"]);
+    assert_eq!((code, csv.lines().next()), (0, Some("worker,status,shares,work,credited")));
+    assert_eq!(csv, shares(&["--by", "worker,status", "--format", "csv"]).1);
+    assert_eq!(csv.lines().skip(1).map(|line| number(line.split(',').nth(2).expect("shares"))).sum::<u128>(), 5_000);
+    // The table for people has the same cells, each line as wide as the others.
+    let (code, table, _) = shares(&["--by", "worker,status", "--format", "table"]);
+    let cells: Vec<String> =
+        table.lines().map(|line| line.split_whitespace().map(|cell| cell.replace(',', "")).collect::<Vec<_>>().join(",")).collect();
+    assert_eq!((code, cells), (0, csv.lines().map(str::to_owned).collect()));
+    assert!(table.lines().all(|line| line.len() == table.find('\n').expect("a header")), "{table}");
+    // A range and what lies outside of it are the whole, to the row.
+    let moment = shares(&["--by", "minute"]).1.lines().last().and_then(|line| line.split(',').next()).expect("a minute").to_owned();
+    let count = |range: &[&str]| {
+        let (code, csv, _) = shares(&[&["--by", "", "--format", "csv"], range].concat());
+        (code, csv.lines().nth(1).map_or(0, |line| number(line.split(',').next().expect("shares"))))
+    };
+    let ((_, before), (_, after)) = (count(&["--until", &moment]), count(&["--since", &moment]));
+    assert!(after > 0 && before + after == 5_000, "{before} before {moment}, {after} from then on");
+    assert_eq!(count(&["--since", "1h", "--until", "2100-01-01"]), (0, 5_000));
+    assert_eq!(count(&["--until", "1h"]), (0, 0));
+    let (code, nothing, said) = shares(&["--by", "day", "--since", "2000-01-01", "--until", "2000-01-02"]);
+    assert_eq!((code, nothing.as_str(), said.lines().count()), (0, "day,shares,work,credited\n", 1), "{said}");
+    for (wrong, word) in [
+        (&["--since", "yesterday"][..], "2026-11-20"),
+        (&["--until", "2026-02-29"], "--until"),
+        (&["--since", "2026-11-21", "--until", "2026-11-20"], "is not before"),
+        (&["--since", "1h", "--until", "2h"], "is not before"),
+        (&["--by", "wroker"], "worker"),
+        (&["--where", "status=ok"], "accepted"),
+        (&["--format", "xml"], "table"),
+    ] {
+        let (code, _, said) = shares(wrong);
+        assert!(code == 2 && said.contains(word), "{wrong:?}: {said}");
+    }
+    server.stop();
+}

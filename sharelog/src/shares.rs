@@ -96,7 +96,7 @@ pub fn parse_by(text: &str) -> Result<Vec<Key>, String> {
 }
 
 /// Reads `90s`, `15m`, `1h`, `7d` as the moment that long before `now_us`.
-pub fn parse_since(text: &str, now_us: u64) -> Result<u64, String> {
+pub(crate) fn parse_since(text: &str, now_us: u64) -> Result<u64, String> {
     let wrong = || format!("{text:?} is no span of time: write a whole number and s, m, h or d, as in 1h");
     let unit = text.chars().last().ok_or_else(wrong)?;
     let seconds: u64 = match unit {
@@ -233,6 +233,33 @@ impl Table {
         self.by.iter().map(|key| key.label()).chain(["shares", "work", "credited"]).collect()
     }
 
+    /// Columns for people: keys to the left, numbers to the right, thousands apart.
+    pub fn to_text(&self) -> String {
+        let mut lines: Vec<Vec<String>> = vec![self.header().into_iter().map(str::to_owned).collect()];
+        lines.extend(self.rows.iter().map(|row| {
+            let numbers = [u128::from(row.shares), row.work, row.credited].map(grouped);
+            row.keys.iter().cloned().chain(numbers).collect()
+        }));
+        let mut widths = vec![0; self.by.len() + 3];
+        for line in &lines {
+            for (width, cell) in widths.iter_mut().zip(line) {
+                *width = (*width).max(cell.chars().count());
+            }
+        }
+        let mut text = String::new();
+        for line in &lines {
+            let cells: Vec<String> = line
+                .iter()
+                .zip(&widths)
+                .enumerate()
+                .map(|(index, (cell, &width))| if index < self.by.len() { format!("{cell:<width$}") } else { format!("{cell:>width$}") })
+                .collect();
+            text.push_str(&cells.join("  "));
+            text.push('\n');
+        }
+        text
+    }
+
     /// Comma-separated values with a header line; fields with a comma or quote are quoted (RFC 4180).
     pub fn to_csv(&self) -> String {
         let mut text = self.header().join(",");
@@ -271,6 +298,19 @@ impl Table {
     }
 }
 
+/// A number with its thousands apart: 1,234,567.
+fn grouped(number: u128) -> String {
+    let digits = number.to_string();
+    let mut text = String::with_capacity(digits.len() * 4 / 3);
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -289,6 +329,20 @@ mod tests {
         assert_eq!(parse_where("status=stale"), Ok(ShareStatus::Stale));
         assert!(parse_where("status=ok").is_err());
         assert!(parse_where("stale").is_err());
+    }
+
+    #[test]
+    fn a_table_for_people_has_its_numbers_under_each_other() {
+        let row = |worker: &str, work: u128| GroupRow { keys: vec![worker.into(), "stale".into()], shares: 7, work, credited: 0 };
+        let by = vec![Key::Worker, Key::Status];
+        let table = Table { by: by.clone(), rows: vec![row("a.b", 999), row("grube.rig1", u128::MAX)], damaged: vec![] };
+        let lines = [
+            "worker      status  shares                                                 work  credited",
+            "a.b         stale        7                                                  999         0",
+            "grube.rig1  stale        7  340,282,366,920,938,463,463,374,607,431,768,211,455         0",
+        ];
+        assert_eq!(table.to_text().lines().collect::<Vec<_>>(), lines);
+        assert_eq!(Table { by, rows: vec![], damaged: vec![] }.to_text(), "worker  status  shares  work  credited\n");
     }
 
     #[test]
