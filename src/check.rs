@@ -22,7 +22,7 @@ use crate::config::{Ack, Config, Cores, RowLayout, WhenFull};
 use crate::jobs::{JOBS_WAITING, KEPT_FOR_CANDIDATES};
 use crate::stats::CONNECTIONS_MAX;
 use crate::topology::depth;
-use crate::wiring::{CANDIDATES_WAITING, FLAGGED_WAITING, JOURNAL_FILE_BYTES, SOCKET_BUFFER_BYTES, layout_of};
+use crate::wiring::{CANDIDATES_WAITING, FLAGGED_WAITING, SOCKET_BUFFER_BYTES, journal_file_bytes, layout_of};
 
 /// Numbers that the code fixes. All bytes are of one item.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,8 +77,6 @@ pub struct Limits {
     pub root_cache_bytes: u64,
     /// Journal files, preallocated and recycled.
     pub journal_files: u64,
-    /// Bytes of a journal file.
-    pub journal_file_bytes: u64,
     /// Rows that the sealer encodes at once are a segment's; bytes of a row while it does.
     pub seal_row_bytes: u64,
     /// Latency histograms: one per net, and one that merges them.
@@ -124,7 +122,6 @@ impl Default for Limits {
             duplicate_table_bytes: DUPLICATE_TABLE_BYTES as u64,
             root_cache_bytes: ROOT_CACHE_BYTES as u64,
             journal_files: 4,
-            journal_file_bytes: JOURNAL_FILE_BYTES,
             seal_row_bytes: 128,
             histograms_per_net: 2,
             histogram_bytes: 64 << 10,
@@ -361,7 +358,7 @@ pub fn bounds(config: &Config, limits: &Limits) -> Vec<Bound> {
     bound(
         "journal files",
         limits.journal_files,
-        limits.journal_file_bytes,
+        journal_file_bytes(config.log.max_bytes),
         Taken::Disk,
         "log waits for the sealer, then shares are answered 20 \"log full\"",
     );
@@ -369,7 +366,7 @@ pub fn bounds(config: &Config, limits: &Limits) -> Vec<Bound> {
         bound(
             "journal files in memory (ack = \"disk\")",
             limits.journal_files,
-            limits.journal_file_bytes,
+            journal_file_bytes(config.log.max_bytes),
             Taken::AtMost,
             "the sync thread brings them to the files; without room log waits as above",
         );
@@ -390,7 +387,7 @@ pub struct LogRoom {
 /// The log's room at 1 k, 10 k, 100 k and 1 M shares a second.
 pub fn log_room(config: &Config, limits: &Limits) -> Vec<LogRoom> {
     // The journal's files lie in the same folder and count.
-    let room = config.log.max_bytes.saturating_sub(limits.journal_files * limits.journal_file_bytes);
+    let room = config.log.max_bytes.saturating_sub(limits.journal_files.saturating_mul(journal_file_bytes(config.log.max_bytes)));
     let rows = room / sealed_row_bytes(config);
     [1_000, 10_000, 100_000, 1_000_000].map(|rate| LogRoom { shares_per_s: rate, hours: rows as f64 / rate as f64 / 3600.0 }).to_vec()
 }
@@ -524,7 +521,7 @@ mod tests {
         let lean = Config::from_text("[log]\nrow = \"lean\"", "pool.toml", std::iter::empty());
         assert!(lean.is_ok_and(|lean| log_room(&lean, &limits)[0].hours > room[0].hours * 1.2));
         assert!((room[0].hours / room[3].hours - 1000.0).abs() < 0.001);
-        let small = Limits { journal_file_bytes: u64::MAX / 4, ..Limits::default() };
+        let small = Limits { journal_files: u64::MAX, ..Limits::default() };
         assert_eq!(log_room(&Config::defaults(), &small)[0].hours, 0.0);
     }
 

@@ -31,8 +31,11 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, mpsc, watch};
 
-/// Bytes of one journal file: half a million rows.
-pub const JOURNAL_FILE_BYTES: u64 = 32 << 20;
+/// Bytes of one journal file: half a million rows, or fewer where `log.max_bytes` is small, as four of them and their rows as segments have to fit into half of it.
+pub fn journal_file_bytes(max_bytes: u64) -> u64 {
+    (max_bytes / 24 / 4096 * 4096).clamp(2 << 20, 32 << 20)
+}
+
 /// Seal after this long where nobody ships: by rows or ten minutes.
 const SEAL_ALONE_MS: u64 = 600_000;
 /// How often the control core looks at duplicate tables and job rings. Candidates ring a bell. A lane at two million shares a second takes the rest of its newest
@@ -261,7 +264,7 @@ fn log_settings(config: &Config, run: RunId) -> LogSettings {
         segment_rows: config.log.segment_rows,
         seal_after_ms: if ships { config.log.seal_after_ms } else { SEAL_ALONE_MS },
         max_bytes: config.log.max_bytes,
-        journal_file_bytes: otedama_killpoint::journal_file_bytes(JOURNAL_FILE_BYTES),
+        journal_file_bytes: otedama_killpoint::journal_file_bytes(journal_file_bytes(config.log.max_bytes)),
         keep_ms: config.log.keep_s.saturating_mul(1000),
         keep_shipped_ms: config.log.keep_shipped_s.saturating_mul(1000),
         has_cursor: ships,

@@ -95,29 +95,32 @@ pub(crate) struct PackOrders {
     outcomes: Receiver<(u64, Packed)>,
     /// The segment that the packer has in hand: it is not to be deleted.
     pub(crate) in_hand: Option<u64>,
+    /// Bytes of its block; 0 where there is none.
+    pub(crate) in_hand_bytes: u64,
     /// Segments are packed when their last row is so old.
     pub(crate) after_us: u64,
 }
 
 impl PackOrders {
     /// Gives the packer a segment; one at a time.
-    pub(crate) fn order(&mut self, seg: u64) {
+    pub(crate) fn order(&mut self, seg: u64, bytes: u64) {
         if self.in_hand.is_none() && self.orders.try_send(seg).is_ok() {
-            self.in_hand = Some(seg);
+            (self.in_hand, self.in_hand_bytes) = (Some(seg), bytes);
         }
     }
 
     /// What became of the last order, once.
     pub(crate) fn outcome(&mut self) -> Option<(u64, Packed)> {
-        match self.outcomes.try_recv() {
-            Ok(outcome) => {
-                self.in_hand = None;
-                Some(outcome)
-            }
+        let outcome = match self.outcomes.try_recv() {
+            Ok(outcome) => Some(outcome),
             Err(TryRecvError::Empty) => None,
             // The packer has ended, and with it whatever it had in hand.
-            Err(TryRecvError::Disconnected) => self.in_hand.take().map(|seg| (seg, Packed::Later)),
+            Err(TryRecvError::Disconnected) => self.in_hand.map(|seg| (seg, Packed::Later)),
+        };
+        if outcome.is_some() {
+            (self.in_hand, self.in_hand_bytes) = (None, 0);
         }
+        outcome
     }
 }
 
@@ -153,7 +156,7 @@ pub(crate) fn new_packer<S: Storage>(
     let (orders, incoming) = std::sync::mpsc::sync_channel(1);
     let (told, outcomes) = std::sync::mpsc::channel();
     let packer = Packer { storage, dir: dir.to_path_buf(), counters, orders: incoming, outcomes: told, _lock: lock };
-    (PackOrders { orders, outcomes, in_hand: None, after_us }, packer)
+    (PackOrders { orders, outcomes, in_hand: None, in_hand_bytes: 0, after_us }, packer)
 }
 
 impl<S: Storage> Packer<S> {

@@ -8,7 +8,7 @@ use crate::journal_format::{
     BATCH_CELLS_MAX, CELL, DURABLE_END_OFFSET, FIRST_CELL, HeaderProblem, JournalHeader, PREAMBLE, durable_end, row_sequence,
 };
 use crate::layout::Layout;
-use crate::sealer::{FILES_MAX, Sealer, SealerParts, Source};
+use crate::sealer::{FILES_MAX, Sealer, SealerParts, Source, least_max_bytes};
 use crate::segment::SEGMENT_ROWS_MAX;
 use crate::storage::{Disk, Storage};
 use crate::store;
@@ -35,7 +35,9 @@ pub struct LogSettings {
     pub segment_rows: u32,
     /// Milliseconds after its first row at which a segment is sealed.
     pub seal_after_ms: u64,
-    /// Most bytes that the folder may take.
+    /// Most bytes of the files in the folder: segments, dimension records, journal files, and what the journal's rows will take as segments, which lie there before a file is free
+    /// again. A journal file that has no room within it is not made. Beyond it are the disk's own blocks for names, journal files set aside as damaged, and in tier `disk` the file
+    /// that replaces one that failed.
     pub max_bytes: u64,
     /// Size of a journal file, a multiple of 4096 from 128 KiB to 4 GiB.
     pub journal_file_bytes: u64,
@@ -70,7 +72,7 @@ pub struct LogCounters {
     pub rows_unshipped: AtomicU64,
     /// Bytes of the folder.
     pub bytes: AtomicU64,
-    /// The disk or `max_bytes` is full: the journal gets no more files until space returns.
+    /// The disk or `max_bytes` is full: the journal gets no more files until space returns. Those that it has are still filled.
     pub log_full: AtomicBool,
     /// Room is short and `rolls_up_when_full` is set: new segments keep sums instead of rows.
     pub rolled_up: AtomicBool,
@@ -202,6 +204,7 @@ impl ShareLog {
             next_sequence: recovery.next_sequence,
             covered: recovery.covered,
             ends_from: recovery.ends_from,
+            sealed_bytes: recovery.sealed_bytes,
             lock: lock.clone(),
         });
         match sealer.make_first() {
@@ -235,6 +238,16 @@ fn check(settings: &LogSettings) -> Result<(), LogError> {
             what: format!("{bytes} is not a multiple of 4096 from 128 KiB to 4 GiB"),
         });
     }
+    let least = least_max_bytes(settings);
+    if settings.max_bytes < least {
+        return Err(LogError::Setting {
+            key: "max_bytes",
+            what: format!(
+                "{} has no room for journal files of {bytes} bytes and their segments; give it {least} or more",
+                settings.max_bytes
+            ),
+        });
+    }
     Ok(())
 }
 
@@ -249,6 +262,7 @@ struct Recovery {
     dimensions_end: u64,
     /// Where the search for jobs that an earlier run left open begins.
     ends_from: u64,
+    sealed_bytes: u64,
 }
 
 /// Clears what a killed process left half done and finds what is still to be sealed. Headers only.
@@ -322,6 +336,15 @@ fn recover<S: Storage>(storage: &S, dir: &Path, counters: &LogCounters) -> Resul
         covered = meta.journal_end();
         dimensions_end = meta.dimensions_end;
     }
+    let size = |path: PathBuf| std::fs::metadata(path).map_or(0, |metadata| metadata.len());
+    let sealed = listing.segments.iter().filter(|(_, files)| files.has_block());
+    let sealed_bytes = sealed
+        .map(|(&key, files)| {
+            let seg = seg_of(key);
+            let block = if files.native { store::plain_path(dir, seg) } else { store::packed_path(dir, seg) };
+            size(block) + size(store::meta_path(dir, seg))
+        })
+        .sum();
     for (&key, _) in listing.segments.iter().filter(|(_, files)| files.native && files.packed) {
         // A packer was killed before it removed the plain one, which nobody has to take on trust.
         let path = store::packed_path(dir, seg_of(key));
@@ -365,5 +388,6 @@ fn recover<S: Storage>(storage: &S, dir: &Path, counters: &LogCounters) -> Resul
         covered,
         dimensions_end,
         ends_from,
+        sealed_bytes,
     })
 }

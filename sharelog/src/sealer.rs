@@ -42,6 +42,10 @@ const SEAL_LATER_PER_WAITING_US: u64 = 100_000;
 const SEAL_LATER_US: u64 = 10_000_000;
 /// So many waiting are no delay yet.
 const WAITING_FEW: u64 = 10;
+/// What a segment takes beside its values: headers and meta.
+const SEGMENT_EXTRA_BYTES: u64 = 2 << 10;
+/// Segments of a journal file beside those of so many rows as a segment takes: its end, the end of a day, the clock, want of room.
+const SEGMENTS_EXTRA: u64 = 4;
 /// `when_full = "rollup"`: so great a part of `max_bytes`, its last, takes sums alone.
 const SUMS_PART: u64 = 8;
 /// So long after a disk was full rows are not tried again: sums stay.
@@ -141,7 +145,6 @@ pub struct Sealer<S: Storage = Disk> {
     full_since_us: Option<u64>,
     /// When the disk was found full, last.
     last_full_us: Option<u64>,
-    over_max: bool,
     packing: Option<PackOrders>,
     on_block_row: Option<BlockRowAction>,
     /// Until the jobs that earlier runs left open have their ends.
@@ -165,6 +168,8 @@ pub(crate) struct SealerParts<S: Storage> {
     pub(crate) next_sequence: u32,
     pub(crate) covered: u64,
     pub(crate) ends_from: u64,
+    /// Bytes of segments and their metas.
+    pub(crate) sealed_bytes: u64,
     pub(crate) lock: Arc<WriterLock>,
 }
 
@@ -195,11 +200,10 @@ impl<S: Storage> Sealer<S> {
             sealed: VecDeque::new(),
             sealed_loaded: false,
             waiting: 0,
-            sealed_bytes: 0,
+            sealed_bytes: parts.sealed_bytes,
             retention_us: 0,
             full_since_us: None,
             last_full_us: None,
-            over_max: false,
             packing: None,
             on_block_row: None,
             earlier: Some(earlier),
@@ -258,7 +262,7 @@ impl<S: Storage> Sealer<S> {
     fn try_step(&mut self, now_us: u64) -> Result<SealStep, LogError> {
         self.receive();
         let mut worked = false;
-        if self.must_seal || (self.columns.rows() > 0 && now_us.saturating_sub(self.opened_us) >= self.seal_after_us()) {
+        if self.must_seal || (self.columns.rows() > 0 && (self.is_due(now_us) || self.holds_files_up())) {
             if self.waits_for_space(now_us) {
                 return Ok(SealStep::Idle);
             }
@@ -316,13 +320,25 @@ impl<S: Storage> Sealer<S> {
         self.settings.seal_after_ms.saturating_mul(1000).max(later_us)
     }
 
+    /// Whether the rows in hand are a segment by the clock. Where `max_bytes` is all but used up they wait for more: a meta for every few rows is what it has no room for. They
+    /// do not where one segment is all there is, as it goes only when there is another.
+    fn is_due(&self, now_us: u64) -> bool {
+        now_us.saturating_sub(self.opened_us) >= self.seal_after_us()
+            && (self.sealed.len() <= 1 || self.committed() + SEGMENT_EXTRA_BYTES <= self.settings.max_bytes)
+    }
+
+    /// Whether journal files wait for the rows in hand alone while another one has no room: those rows are a segment now, be they ever so few.
+    fn holds_files_up(&self) -> bool {
+        !self.read.is_empty() && !self.wants_no_spare() && !self.has_room_for(self.settings.journal_file_bytes)
+    }
+
     fn waits_for_space(&self, now_us: u64) -> bool {
         self.full_since_us.is_some_and(|since| now_us.saturating_sub(since) < FULL_RETRY_US)
     }
 
     fn space_returned(&mut self) {
         self.full_since_us = None;
-        self.counters.log_full.store(self.over_max, Relaxed);
+        self.look_if_full();
     }
 
     /// Takes back the files that the journal has filled.
@@ -347,20 +363,35 @@ impl<S: Storage> Sealer<S> {
 
     fn keep_spares(&mut self, now_us: u64) -> Result<bool, LogError> {
         // Making a file costs a page fault per 4 KiB: files that wait for their rows to be sealed count as spares, while there is no hurry.
-        let ready = self.spares_ready();
-        if (ready >= SPARES_MIN && ready + self.read.len() >= SPARES_WANTED)
-            || self.over_max
-            || self.waits_for_space(now_us)
-            || self.spares.is_abandoned()
-        {
+        if self.wants_no_spare() || self.waits_for_space(now_us) || self.spares.is_abandoned() {
             return Ok(false);
         }
         if self.sources.len() + self.read.len() >= FILES_MAX - 1 || !self.sync_has_room() {
             return Ok(false);
         }
+        if !self.has_room_for(self.settings.journal_file_bytes) {
+            if now_us.saturating_sub(self.retention_us) >= FULL_RETRY_US {
+                self.retain(now_us)?;
+            }
+            if !self.has_room_for(self.settings.journal_file_bytes) {
+                self.look_if_full();
+                return Ok(false);
+            }
+        }
         self.make_spare(None, self.settings.journal_file_bytes)?;
         self.space_returned();
         Ok(true)
+    }
+
+    fn wants_no_spare(&self) -> bool {
+        let ready = self.spares_ready();
+        ready >= SPARES_MIN && ready + self.read.len() >= SPARES_WANTED
+    }
+
+    /// Full by `max_bytes`: files are wanted, and have no room. Full by the disk until something could be written.
+    fn look_if_full(&self) {
+        let is_over_max = self.spares_ready() < SPARES_MIN && !self.has_room_for(self.settings.journal_file_bytes);
+        self.counters.log_full.store(is_over_max || self.full_since_us.is_some(), Relaxed);
     }
 
     /// False while the sync thread is a ring of files behind.
@@ -370,7 +401,13 @@ impl<S: Storage> Sealer<S> {
 
     /// Makes the file that the journal begins with: a small one, as making it ready is most of the time that opening a log takes.
     pub(crate) fn make_first(&mut self) -> Result<(), LogError> {
-        self.make_spare(None, self.settings.journal_file_bytes.min(FIRST_FILE_BYTES))
+        let bytes = self.settings.journal_file_bytes.min(FIRST_FILE_BYTES);
+        // A log that nobody follows makes room by itself; one that waits for its follower would grow by a file with every start.
+        if self.settings.has_cursor && !self.has_room_for(bytes) {
+            self.look_if_full();
+            return Ok(());
+        }
+        self.make_spare(None, bytes)
     }
 
     /// Makes a file ready and hands it to the journal: a new one, or `recycled`, which has this size, under its next number.
@@ -644,11 +681,13 @@ impl<S: Storage> Sealer<S> {
         self.counters.rows_sealed.fetch_add(u64::from(meta.rows), Relaxed);
         self.load_sealed()?;
         self.remember(&meta, meta_bytes);
-        self.space_returned();
-        self.release()?;
-        if self.bytes() > self.settings.max_bytes {
+        self.full_since_us = None;
+        if self.wanted_bytes() > self.settings.max_bytes {
+            // Before files come back: what has gone makes room for them.
             self.retain(now_us)?;
         }
+        self.release()?;
+        self.look_if_full();
         Ok(())
     }
 
@@ -685,11 +724,13 @@ impl<S: Storage> Sealer<S> {
         Ok((meta, text.len() as u64))
     }
 
-    /// `when_full = "rollup"`: whether a segment of so many bytes more would use room that is for sums, or the disk was full a moment ago.
+    /// `when_full = "rollup"`: whether a segment of so many bytes more would use room that is for sums, beside the journal files that are to be there, or the disk was full a moment
+    /// ago.
     fn is_short_of_room(&self, more_bytes: u64, now_us: u64) -> bool {
         let for_rows = self.settings.max_bytes - self.settings.max_bytes / SUMS_PART;
         let was_full = self.last_full_us.is_some_and(|full_us| now_us.saturating_sub(full_us) < SUMS_AFTER_FULL_US);
-        was_full || self.bytes() + more_bytes > for_rows
+        let files = (1 + SPARES_WANTED as u64) * file_cost(&self.settings, self.settings.journal_file_bytes);
+        was_full || self.sealed_bytes + self.dimensions.end() + more_bytes + files > for_rows
     }
 
     /// Frees journal files whose rows are all sealed: back to the journal under a new number, or removed.
@@ -711,7 +752,12 @@ impl<S: Storage> Sealer<S> {
                 continue;
             }
             let same_size = u64::from(source.header.cells) * CELL as u64 == self.settings.journal_file_bytes;
-            if same_size && !self.over_max && self.spares_ready() < SPARES_KEPT && !self.spares.is_abandoned() && self.sync_has_room() {
+            if same_size
+                && self.has_room_for(self.settings.journal_file_bytes)
+                && self.spares_ready() < SPARES_KEPT
+                && !self.spares.is_abandoned()
+                && self.sync_has_room()
+            {
                 self.make_spare(Some(source), self.settings.journal_file_bytes)?;
             } else {
                 self.storage.remove(&source.path).map_err(LogError::io("remove", &source.path))?;
@@ -741,15 +787,20 @@ impl<S: Storage> Sealer<S> {
 
     /// Gives the packer the oldest segment that is cold, if it has none.
     fn order_packing(&mut self, now_us: u64) {
-        let Some(packing) = self.packing.as_mut().filter(|packing| packing.in_hand.is_none()) else { return };
+        let Some(packing) = self.packing.as_ref().filter(|packing| packing.in_hand.is_none()) else { return };
         let is_cold = |sealed: &&Sealed| {
             sealed.passed_us.is_some()
                 && now_us >= sealed.pack_from_us
                 && now_us.saturating_sub(sealed.last_us) >= packing.after_us
                 && sealed.block_bytes > 0
         };
-        if let Some(sealed) = self.sealed.iter().find(is_cold) {
-            packing.order(sealed.seg);
+        let cold = self.sealed.iter().find(is_cold).map(|sealed| (sealed.seg, sealed.block_bytes));
+        // Without room for a second form it waits: what is cold may be deleted as well.
+        if let Some((seg, bytes)) = cold
+            && self.committed() + bytes <= self.settings.max_bytes
+            && let Some(packing) = self.packing.as_mut()
+        {
+            packing.order(seg, bytes);
         }
     }
 
@@ -757,6 +808,27 @@ impl<S: Storage> Sealer<S> {
     fn bytes(&self) -> u64 {
         let journals: u64 = self.sources.iter().chain(&self.read).map(|source| u64::from(source.header.cells) * CELL as u64).sum();
         self.sealed_bytes + journals + self.dimensions.end()
+    }
+
+    /// What the folder occupies when everything that has a place in it by now has come: unread cells of journal files as rows of segments, which lie there before the file is
+    /// freed, the segment in hand, and the second form of one that is being packed.
+    fn committed(&self) -> u64 {
+        let unread: u64 = self.sources.iter().map(|source| u64::from(source.header.cells.saturating_sub(source.cell))).sum();
+        self.bytes()
+            + sealed_at_most(&self.settings, unread)
+            + self.columns.block_bytes()
+            + (self.sources.len() + self.read.len()) as u64 * SEGMENTS_EXTRA * SEGMENT_EXTRA_BYTES
+            + self.packing.as_ref().map_or(0, |packing| packing.in_hand_bytes)
+    }
+
+    /// What it occupies with the spare files that are still wanted.
+    fn wanted_bytes(&self) -> u64 {
+        let wanted = SPARES_WANTED.saturating_sub(self.spares_ready() + self.read.len()) as u64;
+        self.committed() + wanted * file_cost(&self.settings, self.settings.journal_file_bytes)
+    }
+
+    fn has_room_for(&self, file_bytes: u64) -> bool {
+        self.committed() + file_cost(&self.settings, file_bytes) <= self.settings.max_bytes
     }
 
     fn remember(&mut self, meta: &SegmentMeta, meta_bytes: u64) {
@@ -781,14 +853,15 @@ impl<S: Storage> Sealer<S> {
             return Ok(());
         }
         let listing = folder::list(&self.settings.dir)?;
+        let mut sealed_bytes = 0;
         for (&key, files) in listing.segments.iter().filter(|(_, files)| files.has_block()) {
             let seg = seg_of(key);
             let size = |path: &Path| std::fs::metadata(path).map_or(0, |metadata| metadata.len());
             let block = if files.native { plain_path(&self.settings.dir, seg) } else { packed_path(&self.settings.dir, seg) };
             let (block_bytes, meta_bytes) = (size(&block), size(&meta_path(&self.settings.dir, seg)));
+            sealed_bytes += block_bytes + meta_bytes;
             // Damaged metas are for verify to tell; here such a segment is kept until max_bytes.
             let meta = if files.meta { store::read_meta(&self.settings.dir, seg).ok().flatten() } else { None };
-            self.sealed_bytes += block_bytes + meta_bytes;
             self.sealed.push_back(Sealed {
                 seg,
                 rows: meta.as_ref().map_or(0, |meta| u64::from(meta.rows)),
@@ -799,6 +872,8 @@ impl<S: Storage> Sealer<S> {
                 pack_from_us: if files.native && meta.is_some() { 0 } else { u64::MAX },
             });
         }
+        // Until now the sum of what was there when the log was opened.
+        self.sealed_bytes = sealed_bytes;
         self.sealed_loaded = true;
         Ok(())
     }
@@ -828,7 +903,7 @@ impl<S: Storage> Sealer<S> {
             } else {
                 now_us.saturating_sub(oldest.last_us) >= self.settings.keep_ms.saturating_mul(1000)
             };
-            if !is_old && self.bytes() <= self.settings.max_bytes {
+            if !is_old && self.wanted_bytes() <= self.settings.max_bytes {
                 break;
             }
             let (seg, bytes) = (oldest.seg, oldest.block_bytes + oldest.meta_bytes);
@@ -849,11 +924,10 @@ impl<S: Storage> Sealer<S> {
             self.counters.segments_deleted.fetch_add(1, Relaxed);
         }
         self.order_packing(now_us);
-        self.over_max = self.bytes() > self.settings.max_bytes;
+        self.look_if_full();
         if self.settings.rolls_up_when_full && !self.is_short_of_room(0, now_us) {
             self.counters.rolled_up.store(false, Relaxed);
         }
-        self.counters.log_full.store(self.over_max || self.full_since_us.is_some(), Relaxed);
         self.counters.bytes.store(self.bytes(), Relaxed);
         if self.settings.has_cursor {
             let shipped = self.sealed.iter().filter(|sealed| sealed.seg as u32 <= passed).count() as u64;
@@ -863,6 +937,28 @@ impl<S: Storage> Sealer<S> {
             self.waiting = self.sealed.iter().filter(|sealed| sealed.seg as u32 > passed).count() as u64;
         }
         Ok(())
+    }
+}
+
+/// What so many cells of journal take in segments, at most: every one a row, in the largest layout that these settings may write.
+fn sealed_at_most(settings: &LogSettings, cells: u64) -> u64 {
+    let sums = if settings.rolls_up_when_full { Layout::Rollup.row_bytes() } else { 0 };
+    cells * settings.layout.row_bytes().max(sums).max(CELL) as u64 + cells / u64::from(settings.segment_rows) * SEGMENT_EXTRA_BYTES
+}
+
+/// What a journal file takes until it is free again: itself, and the segments of its rows.
+pub(crate) fn file_cost(settings: &LogSettings, bytes: u64) -> u64 {
+    bytes + sealed_at_most(settings, bytes / CELL as u64) + SEGMENTS_EXTRA * SEGMENT_EXTRA_BYTES
+}
+
+/// The least `max_bytes` with which a log works: the file in use and the spares below which it counts as full have room, or with sums, every file that is wanted, before the last
+/// part that is for them.
+pub(crate) fn least_max_bytes(settings: &LogSettings) -> u64 {
+    let file = file_cost(settings, settings.journal_file_bytes);
+    if settings.rolls_up_when_full {
+        ((1 + SPARES_WANTED as u64) * file).div_ceil(SUMS_PART - 1) * SUMS_PART
+    } else {
+        (1 + SPARES_MIN as u64) * file
     }
 }
 

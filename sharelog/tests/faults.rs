@@ -155,6 +155,7 @@ fn max_bytes_with_a_cursor_that_stands_still_refuses_and_goes_on_when_it_moves()
         now_us += 2_000_000;
         settle(&mut sealer, now_us);
         assert!(next < 1_000_000, "max_bytes has no effect");
+        assert!(folder_bytes(folder.path()) <= settings.max_bytes);
     }
     assert!(counters.log_full.load(Relaxed));
     assert_eq!(nonces(folder.path()).len(), next as usize);
@@ -165,6 +166,111 @@ fn max_bytes_with_a_cursor_that_stands_still_refuses_and_goes_on_when_it_moves()
     }
     assert!(!counters.log_full.load(Relaxed));
     assert!(journal.room_cells() >= 500);
+}
+
+fn folder_bytes(dir: &Path) -> u64 {
+    let entries = std::fs::read_dir(dir).expect("list");
+    entries.map(|entry| entry.expect("entry").metadata().map_or(0, |metadata| metadata.len())).sum()
+}
+
+/// A log of 2 MiB.
+fn small_log(dir: &Path, has_cursor: bool, segment_rows: u32) -> LogSettings {
+    LogSettings { max_bytes: 2 << 20, has_cursor, segment_rows, journal_file_bytes: 128 << 10, seal_after_ms: 1000, ..settings(dir, 1) }
+}
+
+/// Rows in batches of `batch`, `pause_us` apart, until there is no room; after every step of the sealer the folder is looked at. Gives how many were taken.
+fn fill_watched(settings: &LogSettings, batch: u32, pause_us: u64) -> u32 {
+    let (mut journal, mut sealer, registry, counters) = ShareLog::open_with(settings.clone(), FaultyStorage::new()).expect("open");
+    if settings.has_cursor {
+        otedama_sharelog::store::Cursor::open(&settings.dir, "shipper").expect("cursor");
+    }
+    let (mut next, mut now_us) = (0, NOON_US);
+    let watch = |sealer: &mut Sealer<FaultyStorage>, now_us: u64| {
+        for _ in 0..1000 {
+            let step = sealer.step(now_us).expect("step");
+            let bytes = folder_bytes(&settings.dir);
+            assert!(bytes <= settings.max_bytes, "{bytes} bytes");
+            if step == SealStep::Idle {
+                return;
+            }
+        }
+        panic!("it never rests");
+    };
+    watch(&mut sealer, now_us);
+    if journal.room_cells() > 64 {
+        begin(settings, &registry, &mut journal);
+    }
+    while journal.room_cells() > u64::from(batch) as usize + 8 {
+        let rows: Vec<_> =
+            (next..next + batch).map(|index| ShareRow { arrival_us: now_us + u64::from(index - next), ..row(index) }).collect();
+        journal.append(&[], &rows).expect("room");
+        next += batch;
+        now_us += pause_us;
+        watch(&mut sealer, now_us);
+        assert!(next < 1_000_000 || !settings.has_cursor, "max_bytes has no effect");
+        if next >= 150_000 && !settings.has_cursor {
+            break;
+        }
+    }
+    assert!(counters.log_full.load(Relaxed) || !settings.has_cursor);
+    drop(journal);
+    sealer.drain(now_us).expect("drain");
+    let bytes = folder_bytes(&settings.dir);
+    assert!(bytes <= settings.max_bytes, "{bytes} bytes");
+    next
+}
+
+#[test]
+fn the_folder_never_takes_more_than_max_bytes_however_rows_come_and_however_often_it_is_opened() {
+    // Gusts that fill files between two looks, and some rows every two seconds, each time a segment with a meta of its own until that has no room.
+    for (batch, pause_us, max_bytes) in [(500, 2_000_000, 2 << 20), (512, 1000, 2 << 20), (5, 2_000_000, 1 << 20), (37, 700_000, 2 << 20)] {
+        let folder = tempfile::tempdir().expect("folder");
+        let settings = LogSettings { max_bytes, ..small_log(folder.path(), true, 1000) };
+        let taken = fill_watched(&settings, batch, pause_us);
+        assert!(taken > if batch == 5 { 700 } else { 10_000 }, "{batch}: {taken}");
+        let mut all = wanted(&settings, taken);
+        // A server that is restarted again and again in this state takes what room is left, and then nothing.
+        for boot in 2..5 {
+            let again = LogSettings { run: RunId::new(3, boot), ..settings.clone() };
+            let more = fill_watched(&again, batch, pause_us);
+            assert!(more < 4096, "{batch}: {more} rows at start {boot}");
+            all.extend(wanted(&again, more));
+        }
+        assert_eq!(verify(folder.path(), None).expect("verify").problems, Vec::<String>::new());
+        assert_eq!(nonces(folder.path()), all, "{batch}: what was appended is there, whatever the room");
+    }
+}
+
+#[test]
+fn the_oldest_rows_alone_go_where_nobody_follows_the_log_and_it_goes_on_for_ever() {
+    // Segments that the room ends, as their rows and time are beyond it; segments of few rows.
+    for (segment_rows, batch) in [(1000, 512), (400_000, 512), (400_000, 37)] {
+        let folder = tempfile::tempdir().expect("folder");
+        let settings = LogSettings { segment_rows, seal_after_ms: 600_000, ..small_log(folder.path(), false, segment_rows) };
+        let taken = fill_watched(&settings, batch, 1000);
+        assert!(taken >= 150_000, "{segment_rows}: it stops at {taken}");
+        let kept = nonces(folder.path());
+        assert!(kept.len() > 4000, "{segment_rows}: {} rows are kept", kept.len());
+        assert!(kept == wanted(&settings, taken)[taken as usize - kept.len()..], "{segment_rows}: the newest rows are there, every one");
+        assert_eq!(verify(folder.path(), None).expect("verify").problems, Vec::<String>::new());
+    }
+}
+
+#[test]
+fn a_log_is_full_for_want_of_room_and_not_for_want_of_a_whole_segment() {
+    // A follower that stands still: everything may be filled before shares are refused, though no segment comes by rows or by the clock.
+    let folder = tempfile::tempdir().expect("folder");
+    let settings = LogSettings { seal_after_ms: 600_000, ..small_log(folder.path(), true, 400_000) };
+    let taken = fill_watched(&settings, 512, 1000);
+    assert!(u64::from(taken) * 85 > settings.max_bytes / 2, "{taken}");
+    assert_eq!(nonces(folder.path()), wanted(&settings, taken));
+}
+
+#[test]
+fn a_max_bytes_without_room_for_a_journal_is_refused() {
+    let folder = tempfile::tempdir().expect("folder");
+    let error = ShareLog::open(LogSettings { max_bytes: 900 << 10, ..settings(folder.path(), 1) }).map(drop).expect_err("refused");
+    assert!(error.to_string().contains("max_bytes") && error.exit_code() == 2, "{error}");
 }
 
 #[test]
