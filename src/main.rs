@@ -519,6 +519,9 @@ fn reconcile(config: &Config, json: bool) -> Result<u8, Failure> {
         .block_on(otedama_shipper::reconcile(&settings, &config.log.dir))
         .map_err(|error| Failure::environment(chain_of(&error)))?;
     let body = serde_json::to_string(&report).map_err(|error| Failure::environment(error.to_string()))?;
+    for damaged in &report.damaged {
+        eprintln!("warning: {damaged}");
+    }
     if json {
         print(&body)?;
     } else {

@@ -16,7 +16,7 @@ examples:
   otedama sql --dir data/log 'SELECT sum(work) FROM shares'
 
 Tables: shares workers sessions jobs blocks runs segments, roll-ups worker_minute worker_hour pool_minute, view shares_named; `otedama schema` prints their columns.
-Over the log's own segments, what has not been sealed yet is not there. Exit codes: 0 ok, 2 the statement or the config is wrong, 3 no answer.";
+Over the log's own segments, what has not been sealed yet is not there. Exit codes: 0 ok, 1 answered, but a segment is damaged, 2 the statement or the config is wrong, 3 no answer.";
 
 /// Longest statement read from standard input.
 const STATEMENT_MAX_BYTES: u64 = 16 << 20;
@@ -183,6 +183,9 @@ fn ask_engine(dir: &Path, database: &str, statement: &str, format: &str) -> Resu
     // Until the engine has ended: it names the files itself.
     let _forms = hold_forms(dir)?;
     let tables = local_tables(dir, database, folder.path())?;
+    for damaged in &tables.damaged {
+        eprintln!("warning: {damaged}");
+    }
     let mut script = tables.statements.join("\0");
     script.push('\0');
     script.push_str(statement);
@@ -203,7 +206,7 @@ fn ask_engine(dir: &Path, database: &str, statement: &str, format: &str) -> Resu
     }
     let done = child.wait_with_output().map_err(|error| failed("waiting for otedama-engine", error))?;
     if done.status.success() {
-        return Ok(0);
+        return Ok(u8::from(!tables.damaged.is_empty()));
     }
     let said = String::from_utf8_lossy(&done.stderr);
     let said = said.trim().strip_prefix("otedama-engine: ").unwrap_or(said.trim());

@@ -118,7 +118,7 @@ fn read(rows: scan::Rows, mut give: impl FnMut((Vec<LoggedRow>, Vec<LogError>)) 
 /// Arrival of the oldest row before which the folder may lack some, because retention removed them or their layout keeps less; 0 where it lacks none.
 fn oldest_row_us(dir: &Path) -> Result<u64, LogError> {
     let store = otedama_sharelog::store::SegmentStore::open(dir)?;
-    let metas = store.segments().unwrap_or_default();
+    let metas = store.readable()?.metas;
     let removed_us = metas.first().filter(|meta| meta.sequence() > 1).map_or(0, |meta| meta.first_us);
     // Lean rows and sums are there, but not as an original that could be known again.
     let summed_us = metas.iter().filter(|meta| meta.layout == Layout::Lean || meta.layout == Layout::Rollup).map(|meta| meta.last_us).max();

@@ -4,7 +4,7 @@ use crate::error::LogError;
 use crate::journal_scan::read_journals;
 use crate::records::{self, DimensionEntry};
 use crate::segment::{LoggedRow, SegmentBlock, SegmentMeta};
-use crate::store::SegmentStore;
+use crate::store::{DamagedMeta, Readable, SegmentStore};
 use otedama_primitives::ShareStatus;
 use std::collections::VecDeque;
 use std::path::Path;
@@ -47,12 +47,19 @@ impl Filter {
             && self.until_us.is_none_or(|until| meta.first_us < until)
             && self.status.is_none_or(|status| meta.by_status.get(status as usize).is_none_or(|&rows| rows > 0))
     }
+
+    /// False when no row of a segment whose meta is damaged can be wanted, as far as its neighbours tell.
+    pub(crate) fn may_take_damaged(&self, damaged: &DamagedMeta) -> bool {
+        self.since_us.is_none_or(|since| damaged.until_us >= since) && self.until_us.is_none_or(|until| damaged.since_us < until)
+    }
 }
 
 /// Rows of a log; see `rows`.
 pub struct Rows {
     store: SegmentStore,
     filter: Filter,
+    /// Segments that are left out, told first.
+    damaged: VecDeque<LogError>,
     metas: VecDeque<SegmentMeta>,
     unsealed: VecDeque<LoggedRow>,
     bytes: Vec<u8>,
@@ -61,12 +68,13 @@ pub struct Rows {
     chunk: VecDeque<LoggedRow>,
 }
 
-/// The rows of the log in `dir` that `filter` takes. A damaged segment gives one error and is left out; the scan goes on behind it.
+/// The rows of the log in `dir` that `filter` takes. A segment with a damaged block or meta gives one error and is left out; the scan goes on behind it.
 pub fn rows(dir: &Path, filter: Filter) -> Result<Rows, LogError> {
-    let (metas, unsealed) = snapshot(dir)?;
+    let Snapshot { readable: Readable { metas, damaged }, unsealed } = snapshot(dir)?;
     Ok(Rows {
         store: SegmentStore::open(dir)?,
         filter,
+        damaged: damaged.into_iter().filter(|damaged| filter.may_take_damaged(damaged)).map(|damaged| damaged.error).collect(),
         metas: metas.into_iter().filter(|meta| filter.may_take(meta)).collect(),
         unsealed: unsealed.into_iter().filter(|row| filter.takes(row)).collect(),
         bytes: Vec::new(),
@@ -76,16 +84,23 @@ pub fn rows(dir: &Path, filter: Filter) -> Result<Rows, LogError> {
     })
 }
 
+/// A log as of one moment.
+pub(crate) struct Snapshot {
+    pub(crate) readable: Readable,
+    /// The journal's rows that no segment covers.
+    pub(crate) unsealed: Vec<LoggedRow>,
+}
+
 /// Segments, and the journal's rows that they do not cover. The journal is read first: a row sealed in between is then in both and dropped from the journal's side.
-pub(crate) fn snapshot(dir: &Path) -> Result<(Vec<SegmentMeta>, Vec<LoggedRow>), LogError> {
+pub(crate) fn snapshot(dir: &Path) -> Result<Snapshot, LogError> {
     let store = SegmentStore::open(dir)?;
-    let covered = |metas: &[SegmentMeta]| metas.last().map_or(0, SegmentMeta::journal_end);
-    let journals = read_journals(dir, covered(&store.segments()?))?;
-    let metas = store.segments()?;
-    let covered = covered(&metas);
+    let covered = |readable: &Readable| readable.metas.last().map_or(0, SegmentMeta::journal_end);
+    let journals = read_journals(dir, covered(&store.readable()?))?;
+    let readable = store.readable()?;
+    let covered = covered(&readable);
     let unsealed =
         journals.into_iter().flat_map(|scan| scan.rows).filter(|(sequence, _)| *sequence >= covered).map(|(_, row)| row).collect();
-    Ok((metas, unsealed))
+    Ok(Snapshot { readable, unsealed })
 }
 
 /// Gives every dimension record of the log in `dir` to `take`, sealed or not; one that stands in journal and dimension log comes twice. Returns a sentence for each
@@ -113,6 +128,9 @@ pub fn records(dir: &Path, mut take: impl FnMut(DimensionEntry)) -> Result<Vec<S
 
 impl Rows {
     fn fill(&mut self) -> Result<bool, LogError> {
+        if let Some(error) = self.damaged.pop_front() {
+            return Err(error);
+        }
         loop {
             if self.next_row < self.rows_in_bytes {
                 // Taking the columns apart costs some hundred nanoseconds, once per chunk.

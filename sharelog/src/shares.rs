@@ -4,9 +4,9 @@ use crate::error::LogError;
 use crate::group_by;
 use crate::id_map::{IdMap, IdSet};
 use crate::records::DimensionEntry;
-use crate::scan::{Filter, snapshot};
+use crate::scan::{Filter, Snapshot, snapshot};
 use crate::segment::LoggedRow;
-use crate::store::SegmentStore;
+use crate::store::{Readable, SegmentStore};
 use crate::utc::{day_text, utc_text};
 use otedama_primitives::ShareStatus;
 use std::path::Path;
@@ -164,10 +164,12 @@ fn first_of<const N: usize>(by: &[Key]) -> [Key; N] {
 }
 
 fn group_by<const N: usize>(dir: &Path, keys: &[Key; N], by: &[Key], filter: &Filter, threads: usize) -> Result<Table, LogError> {
-    let (metas, unsealed) = snapshot(dir)?;
+    let Snapshot { readable: Readable { metas, damaged: unknown }, unsealed } = snapshot(dir)?;
     let store = SegmentStore::open(dir)?;
     let wanted: Vec<_> = metas.iter().filter(|meta| filter.may_take(meta)).collect();
-    let (mut groups, damaged) = group_by::segments(&store, &wanted, keys, filter, threads)?;
+    let (mut groups, unusable) = group_by::segments(&store, &wanted, keys, filter, threads)?;
+    let unknown = unknown.into_iter().filter(|damaged| filter.may_take_damaged(damaged)).map(|damaged| damaged.error.to_string());
+    let damaged: Vec<String> = unknown.chain(unusable).collect();
     for row in unsealed.iter().filter(|row| filter.takes(row)) {
         groups.add_row(&group_by::keys_of(keys, row), row);
     }

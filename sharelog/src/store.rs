@@ -7,6 +7,28 @@ use crate::segment::{SegmentMeta, segment_name};
 use crate::storage::{Disk, Storage};
 use std::path::{Path, PathBuf};
 
+/// What can be read of a folder, and what cannot.
+#[derive(Debug, Default)]
+pub struct Readable {
+    /// Segments whose metas are sound, oldest first.
+    pub metas: Vec<SegmentMeta>,
+    /// The others, oldest first.
+    pub damaged: Vec<DamagedMeta>,
+}
+
+/// A segment of which nothing is known, as its meta is damaged.
+#[derive(Debug)]
+pub struct DamagedMeta {
+    /// Its place among the segments.
+    pub sequence: u32,
+    /// What is wrong with it.
+    pub error: LogError,
+    /// Its rows arrived at or after this, microseconds since the epoch: by its neighbours.
+    pub since_us: u64,
+    /// And at or before this.
+    pub until_us: u64,
+}
+
 /// The sealed segments of a folder.
 pub struct SegmentStore {
     dir: PathBuf,
@@ -29,19 +51,52 @@ impl SegmentStore {
         self.segments_after(0)
     }
 
-    /// Sealed segments with a sequence above `sequence`, oldest first.
+    /// Sealed segments with a sequence above `sequence`, oldest first. A meta that cannot be read is an error: who follows the log must not pass its segment by.
     pub fn segments_after(&self, sequence: u32) -> Result<Vec<SegmentMeta>, LogError> {
-        let listing = folder::list(&self.dir)?;
         let mut metas = Vec::new();
+        self.metas_after(sequence, |_, meta| meta.map(|meta| metas.push(meta)))?;
+        Ok(metas)
+    }
+
+    /// As `segments`, for who asks a question of the log: a segment whose meta is damaged is left out and named beside the others, like one whose block is.
+    pub fn readable(&self) -> Result<Readable, LogError> {
+        let mut readable = Readable::default();
+        self.metas_after(0, |sequence, meta| {
+            match meta {
+                Ok(meta) => {
+                    for damaged in readable.damaged.iter_mut().rev().take_while(|damaged| damaged.until_us == u64::MAX) {
+                        damaged.until_us = meta.first_us;
+                    }
+                    readable.metas.push(meta);
+                }
+                Err(error @ LogError::Damaged { .. }) => {
+                    // Arrival never goes back.
+                    let since_us = readable.metas.last().map_or(0, |meta| meta.last_us);
+                    readable.damaged.push(DamagedMeta { sequence, error, since_us, until_us: u64::MAX });
+                }
+                Err(error) => return Err(error),
+            }
+            Ok(())
+        })?;
+        Ok(readable)
+    }
+
+    /// Gives sequence and meta of each segment, or what is wrong with the meta.
+    fn metas_after(
+        &self,
+        sequence: u32,
+        mut take: impl FnMut(u32, Result<SegmentMeta, LogError>) -> Result<(), LogError>,
+    ) -> Result<(), LogError> {
+        let listing = folder::list(&self.dir)?;
         for (&key, files) in listing.segments.range((sequence.saturating_add(1), 0)..) {
             if !files.has_block() || (sequence == u32::MAX) {
                 continue;
             }
-            if let Some(meta) = read_meta(&self.dir, seg_of(key))? {
-                metas.push(meta);
+            if let Some(meta) = read_meta(&self.dir, seg_of(key)).transpose() {
+                take(key.0, meta)?;
             }
         }
-        Ok(metas)
+        Ok(())
     }
 
     /// Makes the names of the segments listed so far durable, for a follower that tells others of them: a segment can be seen a moment before its name would survive a power

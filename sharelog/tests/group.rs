@@ -9,7 +9,7 @@ use otedama_sharelog::{LoggedRow, ShareLog};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::path::Path;
-use support::{NOON_US, begin, row, settings};
+use support::{NOON_US, begin, row, settings, settle};
 
 /// Sums by the texts of the keys.
 type Sums = BTreeMap<Vec<String>, (u64, u128, u128)>;
@@ -238,4 +238,57 @@ fn a_segment_that_is_not_what_its_meta_says_is_named_and_left_out() {
     }
     std::fs::write(&path, &whole).expect("write");
     assert_eq!(group_on(folder.path(), &[Key::Minute], &Filter::default(), 2).expect("group"), sound);
+}
+
+#[test]
+fn a_segment_with_a_damaged_meta_is_named_and_left_out_by_every_reader_whose_range_it_may_be_in() {
+    let folder = tempfile::tempdir().expect("folder");
+    let settings = otedama_sharelog::LogSettings { segment_rows: 500, journal_file_bytes: 128 << 10, ..settings(folder.path(), 1) };
+    let (mut journal, mut sealer, registry, _) = ShareLog::open(settings.clone()).expect("open");
+    begin(&settings, &registry, &mut journal);
+    for batch in 0..5_u32 {
+        journal.append(&[], &(batch * 500..(batch + 1) * 500).map(row).collect::<Vec<_>>()).expect("room");
+        settle(&mut sealer, NOON_US);
+    }
+    sealer.drain(NOON_US).expect("drain");
+    let store = SegmentStore::open(folder.path()).expect("store");
+    let metas = store.segments().expect("segments");
+    let meta_path = |index: usize| store.native_path(&metas[index]).with_extension("meta");
+    let sound = std::fs::read(meta_path(2)).expect("read");
+    let seen = |filter: &Filter| {
+        let table = group_on(folder.path(), &[Key::Minute], filter, 2).expect("group");
+        let (mut scanned, mut errors) = (0, Vec::new());
+        for row in rows(folder.path(), *filter).expect("scan") {
+            match row {
+                Ok(_) => scanned += 1,
+                Err(error) => errors.push(error.to_string()),
+            }
+        }
+        assert_eq!((table.rows.iter().map(|row| row.shares).sum::<u64>(), &table.damaged), (scanned, &errors));
+        (scanned, errors)
+    };
+    for (what, bytes) in [("cut", Some(&sound[..sound.len() - 1])), ("flipped", Some(&b"{}"[..])), ("gone", None)] {
+        match bytes {
+            Some(bytes) => std::fs::write(meta_path(2), bytes).expect("write"),
+            None => std::fs::remove_file(meta_path(2)).expect("remove"),
+        }
+        let (scanned, errors) = seen(&Filter::default());
+        assert_eq!(scanned, 2000, "{what}");
+        assert!(errors.len() == 1 && errors[0].contains(&metas[2].name), "{what}: {errors:?}");
+        // What cannot be in it is answered without a word.
+        let later = Filter { since_us: Some(metas[3].first_us + 1), ..Filter::default() };
+        assert_eq!(seen(&later), (999, Vec::new()), "{what}");
+        let earlier = Filter { until_us: Some(metas[1].last_us), ..Filter::default() };
+        assert_eq!(seen(&earlier), (999, Vec::new()), "{what}");
+        let within = Filter { since_us: Some(metas[2].first_us), until_us: Some(metas[2].last_us), ..Filter::default() };
+        assert!(seen(&within).1.len() == 1, "{what}");
+        // Who follows the log stops there.
+        assert!(store.segments_after(1).is_err_and(|error| error.to_string().contains(&metas[2].name)), "{what}");
+        assert!(!otedama_sharelog::verify::verify(folder.path(), None).expect("verify").is_clean());
+    }
+    std::fs::write(meta_path(2), &sound).expect("restore");
+    // The newest one: nothing comes behind it.
+    std::fs::write(meta_path(4), b"").expect("write");
+    assert_eq!(seen(&Filter { since_us: Some(metas[4].first_us), ..Filter::default() }).1.len(), 1);
+    assert_eq!(seen(&Filter { until_us: Some(metas[3].last_us), ..Filter::default() }), (1999, Vec::new()));
 }

@@ -6,7 +6,7 @@
 use crate::dimension::RecentJobs;
 use crate::schema::{self, Flavour, SEGMENTS, SHARES, Table, identifier, literal};
 use crate::ship::{job_end_sql, read_dimensions, segment_rows};
-use otedama_sharelog::store::SegmentStore;
+use otedama_sharelog::store::{Readable, SegmentStore};
 use otedama_sharelog::{DIMENSIONS_FILE, DIMENSIONS_START, LogError};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -21,6 +21,8 @@ pub struct LocalTables {
     pub segments: usize,
     /// Rows in them.
     pub rows: u64,
+    /// Segments whose metas are damaged: a sentence each. `shares` has their rows, `segments` has nothing of them.
+    pub damaged: Vec<String>,
 }
 
 /// The tables of `database` over the log in `dir`; the text of dimension records is written into the folder `into`, which has to last until the statements have run. Of a log in
@@ -34,8 +36,9 @@ pub fn local_tables(dir: &Path, database: &str, into: &Path) -> Result<LocalTabl
         move |source| LogError::Io { operation, path, source }
     };
     let dir = dir.canonicalize().map_err(io("find the share log", dir))?;
-    let metas: Vec<_> = SegmentStore::open(&dir)?.segments()?.into_iter().map(Arc::new).collect();
-    let mut statements = tables(database, &source(&dir, metas.is_empty()));
+    let Readable { metas, damaged } = SegmentStore::open(&dir)?.readable()?;
+    let metas: Vec<_> = metas.into_iter().map(Arc::new).collect();
+    let mut statements = tables(database, &source(&dir, metas.is_empty() && damaged.is_empty()));
     let mut fill = |table: &Table, number: usize, text: &str| {
         let path = into.join(format!("{}-{number}.tsv", table.name));
         std::fs::write(&path, text).map_err(io("write the records of a table to", &path))?;
@@ -68,7 +71,12 @@ pub fn local_tables(dir: &Path, database: &str, into: &Path) -> Result<LocalTabl
         fill(&SEGMENTS, 0, &segment_rows(&metas, schema::VERSION))?;
     }
     statements.extend(ends.into_iter().map(|(job, us)| job_end_sql(database, job.0, us)));
-    Ok(LocalTables { statements, segments: metas.len(), rows: metas.iter().map(|meta| u64::from(meta.rows)).sum() })
+    Ok(LocalTables {
+        statements,
+        segments: metas.len(),
+        rows: metas.iter().map(|meta| u64::from(meta.rows)).sum(),
+        damaged: damaged.iter().map(|damaged| damaged.error.to_string()).collect(),
+    })
 }
 
 /// The table function that reads the segments, and what it must leave out.

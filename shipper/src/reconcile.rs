@@ -4,7 +4,7 @@ use crate::dimension::date_time;
 use crate::schema::{ROLL_UPS, SHARES, VERSION, count_shares, identifier, literal};
 use crate::ship::{instance_of, rows_by_segment};
 use crate::sink::{Sink, SinkError};
-use otedama_sharelog::store::{Cursor, SegmentStore};
+use otedama_sharelog::store::{Cursor, Readable, SegmentStore};
 use otedama_sharelog::{LogError, SegmentMeta};
 use serde::Serialize;
 use std::path::Path;
@@ -35,14 +35,21 @@ pub struct ReconcileReport {
     pub doubled: Vec<String>,
     /// Segments that the shipper has still to send; no finding.
     pub unshipped: u64,
+    /// Segments that could not be compared, as their metas are damaged: a sentence each.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub damaged: Vec<String>,
     /// Roll-ups whose rows or work are not those of `shares`, in the hours of these segments.
     pub roll_ups: Vec<&'static str>,
 }
 
 impl ReconcileReport {
-    /// True when nothing is missing, nothing doubled and every roll-up agrees: exit code 0.
+    /// True when nothing is missing, doubled or damaged and every roll-up agrees: exit code 0.
     pub fn is_clean(&self) -> bool {
-        self.missing.is_empty() && self.doubled.is_empty() && self.rows_log == self.rows_server && self.roll_ups.is_empty()
+        self.damaged.is_empty()
+            && self.missing.is_empty()
+            && self.doubled.is_empty()
+            && self.rows_log == self.rows_server
+            && self.roll_ups.is_empty()
     }
 }
 
@@ -62,8 +69,9 @@ pub async fn reconcile_with<S: Sink>(sink: &S, settings: &ShipperSettings, dir: 
     // The cursor first: what it has passed was acknowledged before the rows are counted.
     // Opening a cursor registers it, which is for the shipper to do, not for a reader.
     let passed = if dir.join("cursor-shipper").exists() { Cursor::open(dir, "shipper")?.load()?.segment } else { 0 };
-    let metas = SegmentStore::open(dir)?.segments()?;
-    let mut report = ReconcileReport::default();
+    let Readable { metas, damaged } = SegmentStore::open(dir)?.readable()?;
+    let mut report =
+        ReconcileReport { damaged: damaged.iter().map(|damaged| damaged.error.to_string()).collect(), ..ReconcileReport::default() };
     if metas.is_empty() {
         return Ok(report);
     }

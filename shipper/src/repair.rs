@@ -15,7 +15,7 @@ use crate::schema::{ROLL_UPS, RollUp, SHARES, identifier, literal};
 use crate::ship::{Copies, Link, Pending, REPAIR, at_work_sql, instance_of, now_us, number, read_dimensions};
 use crate::sink::{Sink, SinkError};
 use otedama_sharelog::SegmentMeta;
-use otedama_sharelog::store::{Cursor, SegmentStore, is_being_written, lock_resending};
+use otedama_sharelog::store::{Cursor, DamagedMeta, Readable, SegmentStore, is_being_written, lock_resending};
 use serde::Serialize;
 use std::path::Path;
 use std::sync::Arc;
@@ -83,7 +83,8 @@ pub async fn repair_with<S: Sink>(
 ) -> Result<RepairReport, ReconcileError> {
     let store = SegmentStore::open(dir)?;
     let mut report = RepairReport::default();
-    if store.segments()?.is_empty() {
+    let Readable { metas, damaged } = store.readable()?;
+    if metas.is_empty() && damaged.is_empty() {
         return Ok(report);
     }
     let Some(_lock) = lock_resending(dir)? else {
@@ -159,7 +160,7 @@ impl<S: Sink> Repair<'_, S> {
     }
 
     fn statements_for(&self, report: &ReconcileReport) -> Result<Vec<String>, ReconcileError> {
-        let metas = self.store.segments()?;
+        let metas = self.store.readable()?.metas;
         let named = |meta: &&SegmentMeta| report.missing.contains(&meta.name) || report.doubled.contains(&meta.name);
         Ok(metas.iter().filter(named).map(|meta| self.delete_sql(meta)).collect())
     }
@@ -193,7 +194,9 @@ impl<S: Sink> Repair<'_, S> {
 
     /// Every segment that was acknowledged ends up on the server once.
     async fn segments(&self, report: &mut RepairReport) -> Result<(), ReconcileError> {
-        let metas: Vec<Arc<SegmentMeta>> = self.store.segments()?.into_iter().map(Arc::new).collect();
+        let Readable { metas, damaged } = self.store.readable()?;
+        report.left.extend(damaged.into_iter().map(|damaged| Left { what: damaged.error.to_string(), statements: Vec::new() }));
+        let metas: Vec<Arc<SegmentMeta>> = metas.into_iter().map(Arc::new).collect();
         let wanted = |meta: &&Arc<SegmentMeta>| report.before.missing.contains(&meta.name) || report.before.doubled.contains(&meta.name);
         let concerned: Vec<_> = metas.iter().filter(wanted).cloned().collect();
         if concerned.is_empty() {
@@ -279,13 +282,13 @@ impl<S: Sink> Repair<'_, S> {
 
     /// Makes the hours of roll-ups again that differ from `shares`.
     async fn roll_ups(&self, report: &mut RepairReport) -> Result<(), ReconcileError> {
-        let metas = self.store.segments()?;
+        let Readable { metas, damaged } = self.store.readable()?;
         let Some((first_us, last_us)) =
             metas.iter().map(|meta| (meta.first_us, meta.last_us)).reduce(|one, other| (one.0.min(other.0), one.1.max(other.1)))
         else {
             return Ok(());
         };
-        let until_us = self.written_from_us(&metas)?;
+        let until_us = self.written_from_us(&metas, &damaged)?;
         for roll_up in &ROLL_UPS {
             let hours = self.differing(roll_up, Hours::of(first_us, last_us)).await?;
             for hours in hours {
@@ -330,12 +333,13 @@ impl<S: Sink> Repair<'_, S> {
     }
 
     /// From when on rows of this folder may still be on their way to the server, microseconds since the epoch.
-    fn written_from_us(&self, metas: &[SegmentMeta]) -> Result<u64, ReconcileError> {
+    fn written_from_us(&self, metas: &[SegmentMeta], damaged: &[DamagedMeta]) -> Result<u64, ReconcileError> {
         let passed = if self.dir.join("cursor-shipper").exists() { Cursor::open(self.dir, "shipper")?.load()?.segment } else { 0 };
         let unshipped = metas.iter().filter(|meta| meta.sequence() > passed).map(|meta| meta.first_us).min();
         // Arrival never goes back: what is not sealed yet arrived behind what is.
         let unsealed = if is_being_written(self.dir)? { metas.last().map(|meta| meta.last_us) } else { None };
-        Ok(unshipped.into_iter().chain(unsealed).min().unwrap_or(u64::MAX))
+        let unknown = damaged.iter().filter(|damaged| damaged.sequence > passed).map(|damaged| damaged.since_us).min();
+        Ok(unshipped.into_iter().chain(unsealed).chain(unknown).min().unwrap_or(u64::MAX))
     }
 
     /// True when rows of other instances are in these hours and may still come.
