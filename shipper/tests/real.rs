@@ -272,6 +272,7 @@ async fn reconcile_finds_a_missing_a_halved_and_a_doubled_segment() {
             missing: vec![metas[1].name.clone(), metas[2].name.clone()],
             doubled: vec![metas[3].name.clone()],
             unshipped: 1,
+            damaged: Vec::new(),
             // The views saw every insert and no deletion.
             roll_ups: vec!["worker_minute", "worker_hour", "pool_minute"],
         }
