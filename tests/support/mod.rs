@@ -64,6 +64,8 @@ pub struct Config {
     pub net: &'static str,
     pub validate: &'static str,
     pub read_within_ms: u32,
+    /// Instruction set of the hash kernels.
+    pub isa: &'static str,
     /// Stages that stop for a while: not in the file but in the environment.
     pub fail_point: &'static str,
 }
@@ -88,6 +90,7 @@ impl Default for Config {
             net: "auto",
             validate: "auto",
             read_within_ms: 250,
+            isa: "auto",
             fail_point: "",
         }
     }
@@ -112,6 +115,7 @@ impl Config {
             net,
             validate,
             read_within_ms,
+            isa,
             fail_point: _,
         } = self;
         format!(
@@ -123,7 +127,7 @@ impl Config {
              [limits]\nline_bytes = {line_bytes}\nauthorize_within_s = {authorize_within_s}\nrefused_per_s = {refused_per_s}\n\
              read_within_ms = {read_within_ms}\n\
              [stats]\nlisten = \"127.0.0.1:0\"\n\
-             [layout]\nnet = \"{net}\"\nvalidate = \"{validate}\"\n",
+             [layout]\nnet = \"{net}\"\nvalidate = \"{validate}\"\nisa = \"{isa}\"\n",
             log.display()
         )
     }
