@@ -174,7 +174,7 @@ impl Bench<'_> {
             seen.ok_or_else(|| Failure::Environment(format!("the test of overload ended with {}\n{}", done.status, text.trim_end())))?;
         println!("{seen}");
         sheet.conditions = format!(
-            "64 connections, open loop at three times the shares/s of the closed loop x 64, {} s; loopback, share path on core 0, control core, node and loadgen, this one at the least priority, on the last core; profile ci (release without fat LTO), kernel portable, as one core of loadgen does not make three times what the others judge; node of an easy network, one hash in 8,192 is a block",
+            "64 connections, open loop at three times the shares/s of the closed loop x 64, {} s; loopback, share path on core 0, control core, node and loadgen, this one at the least priority, on the last core; profile ci (release without fat LTO), kernel portable and 255 transactions in the template, as one core of loadgen does not make three times what the others judge; node of an easy network, one hash in 8,192 is a block",
             seen["seconds"]
         );
         for (name, unit, counted) in [
