@@ -16,7 +16,7 @@ use loadgen::session::Behaviour;
 use mock::{Act, Mock};
 use otedama_kernels::sha256d::scalar::sha256d;
 use otedama_pipeline::stages::{DUPLICATE_TABLE_BYTES, DUPLICATE_TABLES};
-use otedama_primitives::{ShareStatus, decode_hex, flags};
+use otedama_primitives::{ShareStatus, decode_hex, encode_hex, flags};
 use otedama_sharelog::scan::{Filter, rows};
 use rustix::net::sockopt::set_socket_recv_buffer_size;
 use rustix::net::{AddressFamily, SocketType, connect, socket};
@@ -241,8 +241,9 @@ fn serve(stream: TcpStream, chain: &Mutex<Chain>) -> std::io::Result<()> {
 /// What a share of a busy network takes to judge: eight levels of the merkle tree above the coinbase.
 fn transactions() -> Value {
     let of = |number: u32| {
-        let id = sha256d(&number.to_le_bytes()).to_string();
-        json!({ "data": "00".repeat(60), "txid": id, "hash": id })
+        let data = [number.to_le_bytes(); 15].concat();
+        let id = sha256d(&data).to_string();
+        json!({ "data": encode_hex(&data), "txid": id, "hash": id })
     };
     (0..255).map(of).collect()
 }

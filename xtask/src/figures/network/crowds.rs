@@ -119,9 +119,11 @@ impl Bench<'_> {
             "one server process, driver {driver}, kernel {kernel}; {silent} silent connections from {idle_processes} processes at the lowest priority and {active} at {active_shares_per_s} shares/s together, open loop, {window_s} s after 1 s of warm-up; jobs go to everybody every 30 s; loopback, server on core {SERVER_CORE}, loadgen on core {LOAD_CORE}"
         );
         // The process is ended before its server: nobody asks what its miners say to that.
-        idle.process.stop()?;
-        quiet.process.stop()?;
-        crowded.process.stop()?;
+        // A million sockets take a while to close.
+        for process in [idle.process, quiet.process, crowded.process] {
+            process.signal("TERM");
+            process.wait(PATIENCE)?;
+        }
 
         let listed = |value: fn(&Look) -> f64| {
             let rows: Vec<String> = looks.iter().map(|look| format!("{:.0} at {}", value(look), look.connections)).collect();
