@@ -397,7 +397,7 @@ fn at_three_times_saturation_blocks_go_out_at_once_and_nothing_that_was_read_is_
         "figures: {}",
         json!({
             "seconds": seconds, "saturation_shares_per_s": saturated.measured().shares_per_s(), "offered_shares_per_s": rate,
-            "sent_shares": totals.submits, "accepted_shares": totals.accepted, "unanswered_shares": totals.unanswered,
+            "sent_shares": totals.submits, "accepted_shares": totals.accepted, "unanswered_shares": totals.unanswered, "held_back_shares": totals.missed,
             "refused": refused, "disconnects": totals.disconnects,
             "rss_first_bytes": bytes(rss_before_kib), "rss_last_bytes": bytes(seen.rss_anon_kib.last().copied().unwrap_or(0)),
             "rss_most_bytes": bytes(most(&seen.rss_anon_kib)), "unread_us_most": seen.unread_us, "step_most": seen.step,

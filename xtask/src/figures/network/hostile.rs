@@ -181,6 +181,11 @@ impl Bench<'_> {
             ("saturation_shares_per_s", "shares/s", "closed loop with 64 shares in flight on each connection"),
             ("offered_shares_per_s", "shares/s", "three times that"),
             ("sent_shares", "shares", "written by the generator"),
+            (
+                "held_back_shares",
+                "shares",
+                "due while their connection had 4,096 in flight: the server was behind, and its miners had to wait",
+            ),
             ("accepted_shares", "shares", "credited"),
             ("unanswered_shares", "shares", "of connections that the server closed, or still unread at the end"),
             ("disconnects", "connections", "closed by the server, the last measure against overload"),
