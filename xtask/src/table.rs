@@ -112,6 +112,8 @@ const HEADLINES: [(&str, &str); 32] = [
     ("farm_back_after_kill_s", "kill -9 under 200,000 workers: seconds until all are authorized again"),
     ("hundred_connection_bytes", "100,000 connections in one process: its memory for each"),
     ("hundred_p99_ratio", "p99 of 1,000 miners among 99,000 silent ones, to p99 without these"),
+    ("million_resident_bytes", "1,000,000 connections in one process: its memory"),
+    ("million_kernel_bytes", "the same: memory of the kernel for the sockets of both ends"),
     ("slowloris_honest_p99_ratio", "honest p99 beside 10,000 slowloris connections, to p99 without"),
     ("v1_share_vs_sha2", "a share's hashing, to the crate sha2"),
     ("v1_share_cycles", "a share's hashing: 300-byte coinbase, 12 merkle levels, header"),
