@@ -99,7 +99,7 @@ fn replace(text: &str, table: &str) -> Option<String> {
 }
 
 /// The figures that README shows, in its order, and what they mean there.
-const HEADLINES: [(&str, &str); 32] = [
+const HEADLINES: [(&str, &str); 34] = [
     ("pool_64x8_shares_per_cpu_s", "64 connections x 8 shares in flight, real proof of work, one core for the whole server"),
     ("pool_to_null_64x8_ratio", "the same, of a server that reads lines and answers true"),
     ("pool_64x64_shares_per_cpu_s", "64 x 64"),
