@@ -230,10 +230,15 @@ impl Schedule {
         self.start_us + (share as f64 * self.interval_us) as u64
     }
 
+    /// Shares that are due by now and whose turn has not come.
+    fn overdue(&self, now_us: u64) -> u64 {
+        let due = (now_us.saturating_sub(self.start_us) as f64 / self.interval_us) as u64;
+        due.saturating_sub(self.next)
+    }
+
     /// Whole rounds of `connections` turns that should have left by now.
     fn rounds_late(&self, now_us: u64, connections: usize) -> u64 {
-        let due = (now_us.saturating_sub(self.start_us) as f64 / self.interval_us) as u64;
-        (due.saturating_sub(self.next) / connections as u64).min(CATCH_UP_ROUNDS)
+        (self.overdue(now_us) / connections as u64).min(CATCH_UP_ROUNDS)
     }
 
     fn begin(&mut self, now_us: u64) {
@@ -631,7 +636,8 @@ impl Engine {
         late.made += mined;
         let is_mining = mined < owed && is_up && connection.session.room(&self.shared) > 0;
         if !is_mining {
-            self.shared.totals.missed += owed - mined;
+            // What is beyond the last of the ordered shares was never due.
+            self.shared.totals.missed += if self.shared.submits_left > 0 { owed - mined } else { 0 };
             (late.done, late.made) = (late.done + 1, 0);
         }
         if late.done == count {
@@ -684,10 +690,9 @@ impl Engine {
         if !std::mem::take(&mut schedule.running) {
             return Ok(());
         }
-        let due = ((now_us.saturating_sub(schedule.start_us)) as f64 / schedule.interval_us) as u64;
         if self.shared.submits_left > 0 {
             let made = schedule.catching_up.take().map_or(0, |late| late.done as u64 * late.rounds + late.made);
-            schedule.behind += due.saturating_sub(schedule.next + made);
+            schedule.behind += schedule.overdue(now_us).saturating_sub(made);
         }
         let until = Instant::now() + Duration::from_micros(2 * AHEAD_US);
         while self.schedule.as_ref().is_some_and(|schedule| !schedule.ahead.is_empty()) {

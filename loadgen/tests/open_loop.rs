@@ -20,6 +20,19 @@ fn go(config: RunConfig) -> RunReport {
     run(config, &AtomicBool::new(false)).expect("run")
 }
 
+/// A run against a server that takes everything at once.
+fn against_null(config: impl FnOnce(SocketAddr) -> RunConfig) -> RunReport {
+    let mut null = Null::bind("127.0.0.1:0".parse().expect("address"), 2.4e-10).expect("bind");
+    let target = null.address();
+    let stop = Arc::new(AtomicBool::new(false));
+    let flag = Arc::clone(&stop);
+    let server = std::thread::spawn(move || null.serve(&flag));
+    let report = go(config(target));
+    stop.store(true, Ordering::Relaxed);
+    server.join().expect("thread").expect("serve");
+    report
+}
+
 const NOTIFY: &str = r#"{"id":null,"method":"mining.notify","params":["0000000a","0707070707070707070707070707070707070707070707070707070707070707","0102","0304",[],"20000000","1b00ffff","6b00dbcb",true]}"#;
 
 /// Accepts everything; each connection takes a pause once, before the answer to its `stop_at`-th submit.
@@ -81,16 +94,7 @@ fn every_share_that_was_due_while_the_server_slept_waited_its_whole_time() {
 
 #[test]
 fn the_rate_is_kept_over_many_connections_and_the_mix_of_shares_stays() {
-    let mut null = Null::bind("127.0.0.1:0".parse().expect("address"), 2.4e-10).expect("bind");
-    let target = null.address();
-    let stop = Arc::new(AtomicBool::new(false));
-    let flag = Arc::clone(&stop);
-    let server = std::thread::spawn(move || null.serve(&flag));
-    let mut config = order(target, 50, 2000.0, 0.5);
-    config.repeat = 2;
-    let report = go(config);
-    stop.store(true, Ordering::Relaxed);
-    server.join().expect("thread").expect("serve");
+    let report = against_null(|target| RunConfig { repeat: 2, ..order(target, 50, 2000.0, 0.5) });
     assert_eq!((report.totals.wrong, report.totals.unanswered, report.totals.missed), (0, 0, 0), "{}", report.table());
     assert!((1_900..=2_010).contains(&report.totals.submits), "{}", report.table());
     assert_eq!(report.windows.len(), 2);
@@ -102,29 +106,15 @@ fn the_rate_is_kept_over_many_connections_and_the_mix_of_shares_stays() {
 
 #[test]
 fn a_rate_that_no_core_makes_is_said_to_be_the_generators_limit() {
-    let mut null = Null::bind("127.0.0.1:0".parse().expect("address"), 2.4e-10).expect("bind");
-    let target = null.address();
-    let stop = Arc::new(AtomicBool::new(false));
-    let flag = Arc::clone(&stop);
-    let server = std::thread::spawn(move || null.serve(&flag));
-    let report = go(order(target, 10, 1e8, 0.2));
-    stop.store(true, Ordering::Relaxed);
-    server.join().expect("thread").expect("serve");
+    let report = against_null(|target| order(target, 10, 1e8, 0.2));
     assert!(report.is_generator_limited() && report.table().contains("WARNING"), "{}", report.table());
     assert_eq!(report.totals.unanswered, 0);
 }
 
 #[test]
 fn a_generator_that_is_rounds_late_makes_them_up_and_every_share_of_the_timetable_is_booked_once() {
-    let mut null = Null::bind("127.0.0.1:0".parse().expect("address"), 2.4e-10).expect("bind");
-    let target = null.address();
-    let stop = Arc::new(AtomicBool::new(false));
-    let flag = Arc::clone(&stop);
-    let server = std::thread::spawn(move || null.serve(&flag));
     let (rate, seconds) = (2e6, 0.5);
-    let report = go(order(target, 7, rate, seconds));
-    stop.store(true, Ordering::Relaxed);
-    server.join().expect("thread").expect("serve");
+    let report = against_null(|target| order(target, 7, rate, seconds));
     let totals = &report.totals;
     assert_eq!((totals.wrong, totals.unanswered), (0, 0), "{}", report.table());
     assert_eq!(report.histogram.len(), totals.submits, "every share has its latency");
