@@ -7,7 +7,7 @@ use otedama_primitives::{ShareStatus, flags};
 use otedama_replay::{Kind, Order, Report, Unjudged, replay};
 use otedama_sharelog::scan::{self, Filter};
 use otedama_sharelog::store::SegmentStore;
-use otedama_sharelog::{COLUMNS, Layout, LoggedRow, SegmentMeta};
+use otedama_sharelog::{COLUMNS, Layout, LoggedRow, SegmentBlock, SegmentMeta};
 use std::collections::HashMap;
 use std::path::Path;
 
@@ -139,7 +139,9 @@ fn forge(dir: &Path, row: &LoggedRow, column: &str, value: &[u8]) {
     let meta: SegmentMeta = store.segments().expect("segments").into_iter().find(|meta| meta.seg == row.seg).expect("its segment");
     let path = store.native_path(&meta);
     let mut bytes = std::fs::read(&path).expect("read");
-    let place = place_of(&bytes, column, row.seq as usize);
+    let mut arrivals = Vec::new();
+    SegmentBlock::parse(&bytes).expect("a block").arrivals(&mut arrivals);
+    let place = place_of(&bytes, column, arrivals[row.seq as usize] as usize);
     assert_ne!(&bytes[place.clone()], value, "{column} is changed");
     bytes[place].copy_from_slice(value);
     std::fs::write(&path, &bytes).expect("write");

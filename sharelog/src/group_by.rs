@@ -1,18 +1,19 @@
 //! The sums behind `otedama shares`: only the columns that are asked for, some thousand rows at a time, on every core.
 //!
 //! A row of a segment has 85 bytes; what a group by worker and status needs of it has 17. A time that all rows of a segment share is not read either. What is left is cut
-//! where a key other than an identity or the status changes, which in rows in order of arrival is seldom: between two cuts one identity is looked up per row, in a table
-//! that stays in the cache (`IdentityTable`), and where there is none, nothing is looked up. Rows whose keys change all the time go into the large table one by one.
+//! where a coin or a second identity changes; between two cuts identity, time and status are looked up together, in a table that stays in the cache (`IdentityTable`) and in
+//! which rows of one worker, which lie side by side, find the same place. Rows whose other keys change all the time go into the large table one by one.
 //!
 //! A checksum over the whole file would read the other columns, so a segment is held against the sums in its meta instead; `otedama log verify` is what checks every byte.
 use crate::column_file::{Column, ColumnFile};
 use crate::error::LogError;
-use crate::group_table::{GroupTable, IdentityTable, StatusSums};
+use crate::group_table::{GroupTable, IdentityTable, StatusSums, tag};
 use crate::scan::Filter;
 use crate::segment::{LoggedRow, SegmentBlock, SegmentMeta};
 use crate::shares::Key;
 use crate::store::SegmentStore;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -113,7 +114,6 @@ impl<'a> Opened<'a> {
         let path = store.native_path(meta);
         let columns = ColumnFile::open(&path, meta);
         let by_time = !filter.takes_every_time(meta);
-        // Rows lie in order of arrival.
         let (first, last) = ((meta.first_us / 1_000_000) as u32, (meta.last_us / 1_000_000) as u32);
         let is_one_time = shortest_s(keys).is_none_or(|time_s| first / time_s == last / time_s);
         let opened = Self { meta, path, columns, by_time, one_second: (is_one_time && !by_time).then_some(first) };
@@ -191,15 +191,52 @@ impl Block {
     }
 }
 
-/// Seconds of the shortest time among the keys.
-fn shortest_s(keys: &[Key]) -> Option<u32> {
-    let seconds = |key: &Key| match key {
+/// Seconds of a key that is a time.
+fn seconds_of(key: Key) -> Option<u32> {
+    match key {
         Key::Minute => Some(60),
         Key::Hour => Some(3600),
         Key::Day => Some(86_400),
         _ => None,
-    };
-    keys.iter().filter_map(seconds).min()
+    }
+}
+
+/// Seconds of the shortest time among the keys.
+fn shortest_s(keys: &[Key]) -> Option<u32> {
+    keys.iter().filter_map(|&key| seconds_of(key)).min()
+}
+
+/// The times of the shortest key, counted from the first of a segment.
+struct Times {
+    /// Seconds of one.
+    length_s: u32,
+    /// 2^32 over `length_s`, rounded up: a product and a shift divide the seconds of a day exactly, and without the tens of cycles of a division.
+    inverse: u64,
+    /// The one that is counted as 0.
+    first: u32,
+}
+
+impl Times {
+    fn new(length_s: Option<u32>) -> Self {
+        let length_s = length_s.unwrap_or(86_400);
+        Self { length_s, inverse: (1_u64 << 32).div_ceil(u64::from(length_s)), first: 0 }
+    }
+
+    /// The one of a second, from the epoch.
+    fn number(&self, second: u32) -> u32 {
+        second / self.length_s
+    }
+
+    /// The one of a second, from the first.
+    #[inline]
+    fn since_first(&self, second: u32) -> u32 {
+        ((u64::from(second.wrapping_sub(self.first * self.length_s)) * self.inverse) >> 32) as u32
+    }
+
+    /// Where one counted from the first begins, seconds since the epoch.
+    fn second(&self, time: u32) -> u64 {
+        (u64::from(self.first) + u64::from(time)) * u64::from(self.length_s)
+    }
 }
 
 /// The row behind the last that `same` takes, from `from` on; whole stretches at a look.
@@ -209,27 +246,17 @@ fn same_until<T: Copy>(column: &[T], from: usize, same: impl Fn(T) -> bool) -> u
     from + whole + rest[whole..].iter().take_while(|value| same(**value)).count()
 }
 
-/// Where the keys change that are neither the identity that is looked up nor the status: the next row by column, found when it is passed.
+/// Where the keys change that are not looked up: the next row by column, found when it is passed.
 #[derive(Default)]
 struct Cuts {
-    time: usize,
     coin: usize,
     identities: [usize; IDENTITIES.len()],
 }
 
 impl Cuts {
     /// The row behind the stretch that begins with `from`.
-    fn next(&mut self, block: &Block, from: usize, time_s: Option<u32>, looked_up: Option<usize>) -> usize {
+    fn next(&mut self, block: &Block, from: usize, looked_up: Option<usize>) -> usize {
         let mut until = block.rows;
-        if let Some(time_s) = time_s
-            && block.one_second.is_none()
-        {
-            if self.time <= from {
-                let begin = block.seconds[from] / time_s * time_s;
-                self.time = same_until(&block.seconds, from, |second| second.wrapping_sub(begin) < time_s);
-            }
-            until = until.min(self.time);
-        }
         if !block.coin.is_empty() {
             if self.coin <= from {
                 self.coin = same_until(&block.coin, from, |coin| coin == block.coin[from]);
@@ -257,11 +284,11 @@ struct Scan<'a, const N: usize> {
     table: GroupTable<N>,
     /// Rows that are not in `table` yet, all of the keys in `context`.
     identities: IdentityTable,
-    /// Values of the keys; that of the identity looked up and that of the status are 0.
+    /// Values of the keys; those that are looked up, identity, times and status, are 0.
     context: [u64; N],
     /// Index in `IDENTITIES` of what is looked up per row.
     looked_up: Option<usize>,
-    time_s: Option<u32>,
+    times: Times,
     wanted_status: Option<u8>,
     block: Block,
     whole: Vec<u8>,
@@ -287,7 +314,7 @@ impl<'a, const N: usize> Scan<'a, N> {
             identities: IdentityTable::new(),
             context: [0; N],
             looked_up: IDENTITIES.iter().position(|(key, _)| keys.contains(key)),
-            time_s: shortest_s(keys),
+            times: Times::new(shortest_s(keys)),
             wanted_status: filter.status.map(|status| status as u8),
             block,
             whole: Vec::new(),
@@ -299,6 +326,13 @@ impl<'a, const N: usize> Scan<'a, N> {
         let Opened { meta, path, columns, by_time, one_second } = segment;
         let Some(columns) = columns else { return self.whole_segment(meta) };
         self.block.one_second = *one_second;
+        if !*by_time {
+            let first = self.times.number((meta.first_us / 1_000_000) as u32);
+            if first != self.times.first {
+                self.flush();
+                self.times.first = first;
+            }
+        }
         let mut sums = StatusSums::default();
         let rows = meta.rows as usize;
         for row in (0..rows).step_by(BLOCK_ROWS) {
@@ -348,36 +382,51 @@ impl<'a, const N: usize> Scan<'a, N> {
         let mut cuts = Cuts::default();
         let mut from = 0;
         while from < rows {
-            let until = cuts.next(&self.block, from, self.time_s, self.looked_up);
+            let until = cuts.next(&self.block, from, self.looked_up);
             if until - from < RUN_ROWS_MIN {
                 (from..until).for_each(|row| self.add_row(row));
-            } else {
-                let context = self.context_of(from);
-                match self.looked_up {
-                    Some(index) => {
-                        if context != self.context || self.identities.is_full(until - from) {
-                            self.flush();
-                            self.context = context;
-                        }
-                        let Block { work, status, identities, .. } = &self.block;
-                        self.identities.add(&identities[index][from..until], &work[from..until], &status[from..until]);
-                    }
-                    None if until - from == rows => self.add_sums(context, of_block),
-                    None => {
-                        let mut sums = StatusSums::default();
-                        sums.add(&self.block.work[from..until], &self.block.status[from..until]);
-                        self.add_sums(context, &sums);
-                    }
+            } else if self.looked_up.is_none() && self.block.one_second.is_some() {
+                let context = self.context_of(from, false);
+                if until - from == rows {
+                    self.add_sums(context, of_block);
+                } else {
+                    let mut sums = StatusSums::default();
+                    sums.add(&self.block.work[from..until], &self.block.status[from..until]);
+                    self.add_sums(context, &sums);
                 }
+            } else {
+                self.look_up(from..until);
             }
             from = until;
         }
     }
 
-    /// Values of the keys of a row, without the identity that is looked up and the status.
-    fn context_of(&self, row: usize) -> [u64; N] {
+    /// Adds rows that differ in what is looked up alone.
+    fn look_up(&mut self, rows: Range<usize>) {
+        let context = self.context_of(rows.start, true);
+        if context != self.context || self.identities.is_full(rows.len()) {
+            self.flush();
+            self.context = context;
+        }
+        let Self { identities, block, times, looked_up, .. } = self;
+        let (work, status) = (&block.work[rows.clone()], &block.status[rows.clone()]);
+        let in_first = status.iter().map(|status| tag(0, *status));
+        let seconds = block.seconds.get(rows.clone()).unwrap_or_default();
+        let in_each = seconds.iter().zip(status).map(|(second, status)| tag(times.since_first(*second), *status));
+        let keys = looked_up.map(|index| block.identities[index][rows].iter().copied());
+        match (keys, block.one_second) {
+            (Some(keys), None) => identities.add(keys, work, in_each),
+            (Some(keys), Some(_)) => identities.add(keys, work, in_first),
+            (None, None) => identities.add(std::iter::repeat(0), work, in_each),
+            (None, Some(_)) => identities.add(std::iter::repeat(0), work, in_first),
+        }
+    }
+
+    /// Values of the keys of a row without the status, and where they are looked up without identity and times.
+    fn context_of(&self, row: usize, without_times: bool) -> [u64; N] {
         let looked_up = self.looked_up.map(|index| IDENTITIES[index].0);
-        self.keys.map(|key| if Some(key) == looked_up || key == Key::Status { 0 } else { self.block.key(key, row) })
+        let is_left_out = |key: Key| Some(key) == looked_up || key == Key::Status || (without_times && seconds_of(key).is_some());
+        self.keys.map(|key| if is_left_out(key) { 0 } else { self.block.key(key, row) })
     }
 
     /// Adds rows that differ in their status alone.
@@ -393,18 +442,20 @@ impl<'a, const N: usize> Scan<'a, N> {
 
     /// Moves what was looked up into the table of all keys.
     fn flush(&mut self) {
-        let Self { table, identities, context, keys, wanted_status, .. } = self;
+        let Self { table, identities, context, keys, wanted_status, times, .. } = self;
         let looked_up = self.looked_up.map(|index| IDENTITIES[index].0);
-        identities.drain(|identity, status, rows, work| {
+        identities.drain(|identity, time, status, rows, work| {
             if wanted_status.is_some_and(|wanted| wanted != status) {
                 return;
             }
             let mut values = *context;
-            for (value, key) in values.iter_mut().zip(*keys) {
-                if Some(*key) == looked_up {
+            for (value, &key) in values.iter_mut().zip(*keys) {
+                if Some(key) == looked_up {
                     *value = identity;
-                } else if *key == Key::Status {
+                } else if key == Key::Status {
                     *value = u64::from(status);
+                } else if let Some(seconds) = seconds_of(key) {
+                    *value = times.second(time) / u64::from(seconds);
                 }
             }
             table.add(&values, status, rows, work);

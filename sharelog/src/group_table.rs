@@ -171,7 +171,22 @@ fn exact_sum(words: &[u64]) -> u128 {
     u128::from(low) + (u128::from(high) << 32)
 }
 
-/// Sums of the rows of one identity and status: half a cache line.
+/// Status and time of a row: the number of its time in a stretch of times, and its status. Never 0.
+pub(crate) type Tag = u32;
+
+/// The tag of a row with this status in the `time`-th minute, hour or day.
+#[inline]
+pub(crate) fn tag(time: u32, status: u8) -> Tag {
+    // A time that no day has, of a damaged row: it stays apart from those there are.
+    (time.min(Tag::MAX >> 9) << 8 | u32::from(status)) + 1
+}
+
+/// Time and status of a tag.
+fn of_tag(tag: Tag) -> (u32, u8) {
+    ((tag - 1) >> 8, (tag - 1) as u8)
+}
+
+/// Sums of the rows of one identity and tag: half a cache line.
 #[derive(Clone, Copy, Default)]
 #[repr(C, align(32))]
 struct Cell {
@@ -180,13 +195,14 @@ struct Cell {
     /// How often `work_low` has passed 2^64.
     work_high: u32,
     rows: u32,
-    /// Status + 1; 0 where the cell is empty.
-    tag: u32,
+    /// 0 where the cell is empty.
+    tag: Tag,
 }
 const _: () = assert!(size_of::<Cell>() == 32, "two to a cache line");
 
-/// An open-addressing table for the rows of a stretch in which every key but one identity and the status is the same. Of its lines the
-/// rows of ten thousand workers touch 640 KB: that stays in the second-level cache where a table over all keys would not.
+/// An open-addressing table for the rows of a stretch in which every key but one identity, the time and the status is the same. Of its lines the
+/// rows of ten thousand workers touch 640 KB: that stays in the second-level cache where a table over all keys would not, and rows of one worker, which lie side by side,
+/// find theirs in the first.
 pub(crate) struct IdentityTable {
     cells: Vec<Cell>,
     used: Vec<u32>,
@@ -205,14 +221,13 @@ impl IdentityTable {
     }
 
     /// Adds rows: columns of one length.
-    pub(crate) fn add(&mut self, keys: &[u64], work: &[u64], status: &[u8]) {
-        self.reserve(keys.len());
-        self.rows += keys.len() as u64;
+    pub(crate) fn add(&mut self, keys: impl Iterator<Item = u64>, work: &[u64], tags: impl Iterator<Item = Tag>) {
+        self.reserve(work.len());
+        self.rows += work.len() as u64;
         let cells = self.cells.as_mut_slice();
         // The length is a power of two.
         let mask = cells.len() - 1;
-        for ((&key, &work), &status) in keys.iter().zip(work).zip(status) {
-            let tag = u32::from(status) + 1;
+        for ((key, &work), tag) in keys.zip(work).zip(tags) {
             let mut at = mix(u64::from(tag), key) as usize & mask;
             loop {
                 let cell = &mut cells[at];
@@ -254,12 +269,13 @@ impl IdentityTable {
         }
     }
 
-    /// Gives each identity with its status, rows and work, and empties the table.
-    pub(crate) fn drain(&mut self, mut take: impl FnMut(u64, u8, u64, u128)) {
+    /// Gives each identity with time, status, rows and work, and empties the table.
+    pub(crate) fn drain(&mut self, mut take: impl FnMut(u64, u32, u8, u64, u128)) {
         for place in self.used.drain(..) {
             let cell = std::mem::take(&mut self.cells[place as usize]);
             let work = (u128::from(cell.work_high) << 64) | u128::from(cell.work_low);
-            take(cell.key, (cell.tag - 1) as u8, u64::from(cell.rows), work);
+            let (time, status) = of_tag(cell.tag);
+            take(cell.key, time, status, u64::from(cell.rows), work);
         }
         self.rows = 0;
     }
@@ -274,6 +290,11 @@ mod tests {
     fn rows() -> impl Strategy<Value = Vec<(u64, u64, u8)>> {
         let word = || prop_oneof![Just(0), Just(1), Just(u64::MAX), Just(u64::MAX - 1), Just(1 << 32), 2..5_u64, any::<u64>()];
         prop::collection::vec((word(), word(), prop_oneof![4 => Just(0), 2 => 0..9_u8, 1 => any::<u8>()]), 0..300)
+    }
+
+    /// One of few.
+    fn time_of(work: u64) -> u32 {
+        (work % 3) as u32
     }
 
     proptest! {
@@ -308,18 +329,16 @@ mod tests {
             // Twice: what the first round leaves behind would stand in the second.
             for _ in 0..2 {
                 for rows in rows.chunks(part) {
-                    let keys: Vec<u64> = rows.iter().map(|row| row.0).collect();
                     let work: Vec<u64> = rows.iter().map(|row| row.1).collect();
-                    let status: Vec<u8> = rows.iter().map(|row| row.2).collect();
-                    table.add(&keys, &work, &status);
+                    table.add(rows.iter().map(|row| row.0), &work, rows.iter().map(|row| tag(time_of(row.1), row.2)));
                 }
-                let mut slow: BTreeMap<(u64, u8), (u64, u128)> = BTreeMap::new();
+                let mut slow: BTreeMap<(u64, u32, u8), (u64, u128)> = BTreeMap::new();
                 for &(key, work, status) in &rows {
-                    let sum = slow.entry((key, status)).or_default();
+                    let sum = slow.entry((key, time_of(work), status)).or_default();
                     *sum = (sum.0 + 1, sum.1 + u128::from(work));
                 }
                 let mut drained = BTreeMap::new();
-                table.drain(|key, status, rows, work| assert!(drained.insert((key, status), (rows, work)).is_none()));
+                table.drain(|key, time, status, rows, work| assert!(drained.insert((key, time, status), (rows, work)).is_none()));
                 prop_assert_eq!(&drained, &slow);
             }
         }
@@ -329,10 +348,10 @@ mod tests {
     fn work_past_64_bits_is_carried() {
         let mut table = IdentityTable::new();
         let rows = 100_000;
-        table.add(&vec![7; rows], &vec![u64::MAX; rows], &vec![0; rows]);
+        table.add(std::iter::repeat(7), &vec![u64::MAX; rows], std::iter::repeat(tag(u32::MAX, 255)));
         let mut all = Vec::new();
-        table.drain(|key, status, rows, work| all.push((key, status, rows, work)));
-        assert_eq!(all, [(7, 0, 100_000, 100_000 * u128::from(u64::MAX))]);
+        table.drain(|key, time, status, rows, work| all.push((key, time, status, rows, work)));
+        assert_eq!(all, [(7, u32::MAX >> 9, 255, 100_000, 100_000 * u128::from(u64::MAX))]);
         assert!(!table.is_full(u32::MAX as usize) && table.is_full(u32::MAX as usize + 1));
     }
 }

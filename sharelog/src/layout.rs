@@ -36,17 +36,13 @@ const ROLLUP: [usize; 19] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 1
 
 /// Where a column lies in a block: bytes from its begin.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct ColumnPlace {
-    /// Its name.
-    pub name: &'static str,
+pub(crate) struct ColumnPlace {
     /// Its name and type begin; of the first column, the block.
-    pub start: u64,
+    pub(crate) start: u64,
     /// Its first value begins.
-    pub values: u64,
+    pub(crate) values: u64,
     /// Behind its last value.
-    pub end: u64,
-    /// Bytes of a value.
-    pub width: usize,
+    pub(crate) end: u64,
 }
 
 /// What the rows of a segment keep: `[log] row`.
@@ -99,7 +95,7 @@ impl Layout {
     }
 
     /// Where the columns lie in a block of so many rows, in its order: every value has a fixed width.
-    pub fn places(self, rows: u32) -> Vec<ColumnPlace> {
+    pub(crate) fn places(self, rows: u32) -> Vec<ColumnPlace> {
         let varint_bytes = |value: u64| u64::from((64 - (value | 1).leading_zeros()).div_ceil(7));
         let text_bytes = |text: &str| varint_bytes(text.len() as u64) + text.len() as u64;
         let mut places = Vec::with_capacity(self.columns().len());
@@ -108,7 +104,7 @@ impl Layout {
         for &(name, kind, width) in self.columns().iter().filter_map(|&index| COLUMNS.get(index)) {
             let values = at + text_bytes(name) + text_bytes(kind);
             at = values + u64::from(rows) * width as u64;
-            places.push(ColumnPlace { name, start, values, end: at, width });
+            places.push(ColumnPlace { start, values, end: at });
             start = at;
         }
         places

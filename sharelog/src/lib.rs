@@ -4,6 +4,8 @@
 //! rows mean; in tier `disk` `Syncer` (a thread of its own) makes the journal durable before it is acknowledged; `Packer` (another) compresses cold segments. Readers (`store`, `scan`, `shares`, `verify`) need no lock. Format: `journal_format`, `segment`, `dimensions`; order of syncs: `sealer`.
 #![deny(unsafe_code)]
 
+mod aligned;
+mod block_reader;
 mod cold;
 mod column_file;
 mod content_hash;
@@ -26,21 +28,25 @@ mod records;
 pub mod scan;
 mod sealer;
 mod segment;
+mod segment_rows;
 mod segment_writer;
 pub mod shares;
 mod storage;
 pub mod store;
 mod sync;
+mod table_order;
 mod utc;
 pub mod verify;
 
+pub use aligned::AlignedBytes;
+pub use block_reader::{BlockReader, PIECE_BYTES};
 pub use cold::{PackStep, Packer};
 pub use dimensions::{DIMENSIONS_FILE, DIMENSIONS_START, DimensionReader, Registry};
 pub use error::{JournalFull, LogError};
 pub use id_map::{IdHasher, IdMap, IdSet, mix};
 pub use journal::Journal;
 pub use journal_format::{BATCH_DIMENSIONS_MAX, BATCH_ROWS_MAX};
-pub use layout::{COLUMNS, ColumnPlace, Layout};
+pub use layout::{COLUMNS, Layout};
 pub use log::{LogCounters, LogHandles, LogSettings, ShareLog, Trouble};
 pub use records::{BlockRecord, BlockStatus, DimensionEntry, JobRecord, RunRecord};
 pub use sealer::{SealStep, Sealer};

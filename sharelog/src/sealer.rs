@@ -9,7 +9,8 @@ use crate::journal_format::{CELL, COMMITTED_END_OFFSET, Cell, FIRST_CELL, Journa
 use crate::layout::Layout;
 use crate::log::{LogCounters, LogSettings, Trouble};
 use crate::mapping::{MappedFile, memory_file};
-use crate::segment::{Columns, LoggedRow, SEGMENT_ROWS_MAX, SegmentMeta, segment_name, utc_day};
+use crate::segment::{LoggedRow, SEGMENT_ROWS_MAX, SegmentMeta, segment_name, utc_day};
+use crate::segment_rows::SegmentRows;
 use crate::segment_writer::DIRECT_FROM_BYTES;
 use crate::storage::{Disk, Storage};
 use crate::store::{self, meta_path, packed_path, plain_path};
@@ -131,7 +132,7 @@ pub struct Sealer<S: Storage = Disk> {
     next_sequence: u32,
     /// Journal rows below are covered by segments.
     covered: u64,
-    columns: Columns,
+    open: SegmentRows,
     opened_us: u64,
     /// The open segment must be sealed before another row is read.
     must_seal: bool,
@@ -193,7 +194,7 @@ impl<S: Storage> Sealer<S> {
             next_slot: parts.next_slot,
             next_sequence: parts.next_sequence,
             covered: parts.covered,
-            columns: Columns::default(),
+            open: SegmentRows::default(),
             opened_us: 0,
             must_seal: false,
             buffer: Vec::new(),
@@ -262,7 +263,7 @@ impl<S: Storage> Sealer<S> {
     fn try_step(&mut self, now_us: u64) -> Result<SealStep, LogError> {
         self.receive();
         let mut worked = false;
-        if self.must_seal || (self.columns.rows() > 0 && (self.is_due(now_us) || self.holds_files_up())) {
+        if self.must_seal || (self.open.rows() > 0 && (self.is_due(now_us) || self.holds_files_up())) {
             if self.waits_for_space(now_us) {
                 return Ok(SealStep::Idle);
             }
@@ -292,7 +293,7 @@ impl<S: Storage> Sealer<S> {
                 break;
             }
         }
-        if self.columns.rows() > 0 {
+        if self.open.rows() > 0 {
             self.seal(now_us)?;
         }
         self.dimensions.sync()?;
@@ -513,17 +514,18 @@ impl<S: Storage> Sealer<S> {
         Ok(file)
     }
 
-    /// Reads committed batches of the oldest unread file into the columns. True when anything was read.
+    /// Reads committed batches of the oldest unread file into the open segment. True when anything was read.
     fn read_some(&mut self, now_us: u64) -> Result<bool, LogError> {
         let Some(source) = self.sources.front_mut() else { return Ok(false) };
-        if source.header.run_prefix != self.columns.run_prefix && self.columns.rows() > 0 {
+        self.open.reserve().map_err(LogError::io("take memory for the rows of", &source.path))?;
+        if source.header.run_prefix != self.open.run_prefix && self.open.rows() > 0 {
             // One segment, one run: `instance` is constant in it.
             self.must_seal = true;
             return Ok(true);
         }
-        self.columns.run_prefix = source.header.run_prefix;
-        if self.columns.rows() == 0 {
-            self.columns.layout = self.settings.layout;
+        self.open.run_prefix = source.header.run_prefix;
+        if self.open.rows() == 0 {
+            self.open.layout = self.settings.layout;
         }
 
         let known_end = source.committed_end()?;
@@ -588,9 +590,8 @@ impl<S: Storage> Sealer<S> {
                 }
             }
             let rows = batch.rows.get(skip as usize..).unwrap_or_default();
-            let room = (self.settings.segment_rows as usize).saturating_sub(self.columns.rows());
-            let day =
-                if self.columns.rows() > 0 { Some(utc_day(self.columns.last_us)) } else { rows.first().map(|row| utc_day(row.arrival_us)) };
+            let room = (self.settings.segment_rows as usize).saturating_sub(self.open.rows());
+            let day = if self.open.rows() > 0 { Some(utc_day(self.open.last_us)) } else { rows.first().map(|row| utc_day(row.arrival_us)) };
             let mut take = rows.len().min(room);
             if let Some(day) = day
                 && rows.last().is_some_and(|row| utc_day(row.arrival_us) != day)
@@ -598,16 +599,16 @@ impl<S: Storage> Sealer<S> {
                 take = rows.iter().take(take).take_while(|row| utc_day(row.arrival_us) == day).count();
             }
             let taken_rows = rows.get(..take).unwrap_or_default();
-            if take > 0 && self.columns.rows() == 0 {
+            if take > 0 && self.open.rows() == 0 {
                 self.opened_us = now_us;
                 self.counters.oldest_unsealed_us.store(rows.first().map_or(0, |row| row.arrival_us), Relaxed);
             }
             let hashes = batch.hashes_from(skip as usize);
             if taken_rows.iter().all(is_of_this_release) {
-                self.columns.extend(taken_rows, hashes, source.header.file_number, batch.commit.first_row + skip, batch_cell + batch_cells);
+                self.open.extend(taken_rows, hashes, source.header.file_number, batch.commit.first_row + skip, batch_cell + batch_cells);
             } else {
                 let known: Vec<ShareRow> = taken_rows.iter().map(of_this_release).collect();
-                self.columns.extend(&known, hashes, source.header.file_number, batch.commit.first_row + skip, batch_cell + batch_cells);
+                self.open.extend(&known, hashes, source.header.file_number, batch.commit.first_row + skip, batch_cell + batch_cells);
             }
             if let Some(action) = self.on_block_row.as_mut() {
                 for (index, row) in taken_rows.iter().enumerate().filter(|(_, row)| row.flags & flags::BLOCK != 0) {
@@ -615,7 +616,7 @@ impl<S: Storage> Sealer<S> {
                     action(&LoggedRow::expand(row, batch.hash(skip as usize + index), source.header.run_prefix, sequence));
                 }
             }
-            if take < rows.len() || self.columns.is_full(self.settings.segment_rows) {
+            if take < rows.len() || self.open.is_full(self.settings.segment_rows) {
                 self.must_seal = true;
             }
             if take < rows.len() {
@@ -648,11 +649,11 @@ impl<S: Storage> Sealer<S> {
         if self.settings.rolls_up_when_full {
             self.load_sealed()?;
             // A try that failed behind the commit point may have been read by a follower: it stays what it is.
-            if self.columns.layout != Layout::Rollup
-                && self.is_short_of_room(self.columns.block_bytes(), now_us)
+            if self.open.layout != Layout::Rollup
+                && self.is_short_of_room(self.open.block_bytes(), now_us)
                 && !plain_path(&self.settings.dir, seg).exists()
             {
-                self.columns.roll_up();
+                self.open.roll_up();
             }
         }
         let result = self.write_segment(seg);
@@ -671,7 +672,7 @@ impl<S: Storage> Sealer<S> {
             self.counters.shares_rolled_up.fetch_add(if is_rolled_up { meta.shares() } else { 0 }, Relaxed);
         }
         self.covered = meta.journal_end();
-        self.columns.clear();
+        self.open.clear();
         self.must_seal = false;
         self.counters.oldest_unsealed_us.store(0, Relaxed);
         if meta.run_prefix == self.settings.run.prefix() {
@@ -699,13 +700,12 @@ impl<S: Storage> Sealer<S> {
         let native_tmp = dir.join(format!("{}.native.tmp", segment_name(seg)));
         let meta_tmp = dir.join(format!("{}.meta.tmp", segment_name(seg)));
 
-        // A follower reads a segment as soon as it is there: from the disk that would cost more than the page cache does.
-        let is_large = !self.settings.has_cursor && self.columns.block_bytes() >= DIRECT_FROM_BYTES;
+        let is_large = self.open.block_bytes() >= DIRECT_FROM_BYTES;
         let created =
             if is_large { self.storage.create_direct(&native_tmp) } else { self.storage.create(&native_tmp).map(|file| (file, false)) };
         let (file, is_direct) = created.map_err(LogError::io("create", &native_tmp))?;
         pass("seal.native_created");
-        let meta = self.columns.write(&*self.storage, &file, &native_tmp, is_direct, seg, dimensions_end)?;
+        let meta = self.open.write(&*self.storage, &file, &native_tmp, is_direct, seg, dimensions_end)?;
         pass("seal.native_written");
         self.storage.fsync(&file).map_err(LogError::io("fsync", &native_tmp))?;
         pass("seal.native_synced");
@@ -738,7 +738,7 @@ impl<S: Storage> Sealer<S> {
         let mut released = false;
         while let Some(source) = self.read.front() {
             let number = source.header.file_number;
-            if self.columns.ranges.iter().any(|range| range.file == number) {
+            if self.open.ranges.iter().any(|range| range.file == number) {
                 break;
             }
             // Dimensions without rows of their own must be safe before their only copy goes.
@@ -816,7 +816,7 @@ impl<S: Storage> Sealer<S> {
         let unread: u64 = self.sources.iter().map(|source| u64::from(source.header.cells.saturating_sub(source.cell))).sum();
         self.bytes()
             + sealed_at_most(&self.settings, unread)
-            + self.columns.block_bytes()
+            + self.open.block_bytes()
             + (self.sources.len() + self.read.len()) as u64 * SEGMENTS_EXTRA * SEGMENT_EXTRA_BYTES
             + self.packing.as_ref().map_or(0, |packing| packing.in_hand_bytes)
     }

@@ -1,25 +1,11 @@
 //! A sealed segment: `NAME.native` is exactly one ClickHouse Native block, `NAME.meta` says what stands in it and which part of the journal it covers.
-use crate::error::LogError;
-use crate::id_map::IdMap;
 use crate::journal_format::row_sequence;
 use crate::layout::{COLUMNS, Layout};
-use crate::segment_writer::{SegmentWriter, Staging};
-use crate::storage::Storage;
-use otedama_primitives::{Hash256, ShareRow, ShareStatus, flags};
+use otedama_primitives::{Hash256, ShareRow};
 use serde::{Deserialize, Serialize};
-use std::fs::File;
-use std::path::Path;
 
 /// Most rows of a segment: one insert, one block, one part on the server.
 pub const SEGMENT_ROWS_MAX: u32 = 524_288;
-
-/// Rows that are laid out as columns at a time: 4 KiB.
-const TRANSPOSED_ROWS: usize = 64;
-/// Rows of smaller batches are gathered until there are so many.
-const GATHERED_ROWS: usize = 4 * TRANSPOSED_ROWS;
-
-/// Shares of a segment of sums, at most: counts of a segment stay within 32 bits.
-const SEGMENT_SHARES_MAX: u64 = 1 << 31;
 
 /// One row with full ids, as it stands in ClickHouse. What its segment's layout has not is zero.
 #[derive(Clone, Copy, PartialEq, Debug, Default)]
@@ -102,7 +88,7 @@ impl LoggedRow {
 
 /// Counter 0 is "none" and stays 0 in full.
 #[inline]
-fn full_id(run_prefix: u32, counter: u32) -> u64 {
+pub(crate) fn full_id(run_prefix: u32, counter: u32) -> u64 {
     if counter == 0 { 0 } else { (u64::from(run_prefix) << 32) | u64::from(counter) }
 }
 
@@ -125,414 +111,10 @@ pub struct JournalRange {
     pub cell: u32,
 }
 
-/// Rows on their way into a segment, as the columns of the block. Buffers are kept from segment to segment.
-#[derive(Default)]
-pub(crate) struct Columns {
-    time: Vec<u32>,
-    us: Vec<u32>,
-    session: Vec<u64>,
-    worker: Vec<u64>,
-    job: Vec<u64>,
-    coin: Vec<u8>,
-    status: Vec<u8>,
-    flags: Vec<u8>,
-    work: Vec<u64>,
-    share_difficulty: Vec<f32>,
-    nonce: Vec<u32>,
-    ntime: Vec<u32>,
-    version: Vec<u32>,
-    extranonce2: Vec<u64>,
-    latency_us: Vec<u32>,
-    /// Layout `full`: hashes as explorers show them, most significant byte first.
-    hash: Vec<[u8; 32]>,
-    /// Layout `rollup`: shares of each row, and their latencies together.
-    share_count: Vec<u32>,
-    latency_us_sum: Vec<u64>,
-    /// Layout `rollup`: rows of the current second that take further shares, by worker, flags and coin.
-    open_sums: IdMap<(u64, u32), u32>,
-    open_second: u64,
-    pub(crate) layout: Layout,
-    /// The columns that say where a row stands; filled when the block is written.
-    instance: Vec<u16>,
-    seg: Vec<u64>,
-    seq: Vec<u32>,
-    /// Rows that no column has yet, fewer than `GATHERED_ROWS`.
-    pending: Vec<ShareRow>,
-    staging: Staging,
-    pub(crate) run_prefix: u32,
-    pub(crate) by_status: [u64; 9],
-    pub(crate) work_sum: u128,
-    pub(crate) work_credited: u128,
-    pub(crate) first_us: u64,
-    pub(crate) last_us: u64,
-    pub(crate) ranges: Vec<JournalRange>,
-}
-
-impl Columns {
-    pub(crate) fn rows(&self) -> usize {
-        self.time.len() + self.pending.len()
-    }
-
-    pub(crate) fn clear(&mut self) {
-        self.pending.clear();
-        self.time.clear();
-        self.us.clear();
-        self.session.clear();
-        self.worker.clear();
-        self.job.clear();
-        self.coin.clear();
-        self.status.clear();
-        self.flags.clear();
-        self.work.clear();
-        self.share_difficulty.clear();
-        self.nonce.clear();
-        self.ntime.clear();
-        self.version.clear();
-        self.extranonce2.clear();
-        self.latency_us.clear();
-        self.hash.clear();
-        self.share_count.clear();
-        self.latency_us_sum.clear();
-        self.open_sums.clear();
-        self.by_status = [0; 9];
-        self.work_sum = 0;
-        self.work_credited = 0;
-        self.ranges.clear();
-    }
-
-    /// Takes the room of a whole segment at once: address space alone, pages come as they are written. Growing by doubling would copy what is there again and again.
-    fn reserve(&mut self) {
-        let rows = SEGMENT_ROWS_MAX as usize;
-        for column in [&mut self.session, &mut self.worker, &mut self.job, &mut self.work, &mut self.extranonce2] {
-            column.reserve_exact(rows);
-        }
-        for column in [&mut self.time, &mut self.us, &mut self.nonce, &mut self.ntime, &mut self.version, &mut self.latency_us] {
-            column.reserve_exact(rows);
-        }
-        for column in [&mut self.coin, &mut self.status, &mut self.flags] {
-            column.reserve_exact(rows);
-        }
-        self.share_difficulty.reserve_exact(rows);
-        match self.layout {
-            Layout::Full => self.hash.reserve_exact(rows),
-            Layout::Rollup => {
-                self.share_count.reserve_exact(rows);
-                self.latency_us_sum.reserve_exact(rows);
-            }
-            Layout::Lean | Layout::Replayable => {}
-        }
-    }
-
-    /// Bytes of the values of the block that `write` makes; its headers are some hundred more.
-    pub(crate) fn block_bytes(&self) -> u64 {
-        (self.rows() * self.layout.row_bytes()) as u64
-    }
-
-    /// Shares of the rows.
-    pub(crate) fn shares(&self) -> u64 {
-        self.by_status.iter().sum()
-    }
-
-    /// True when the next row belongs into another segment.
-    pub(crate) fn is_full(&self, segment_rows: u32) -> bool {
-        self.rows() >= segment_rows as usize || (self.layout == Layout::Rollup && self.shares() >= SEGMENT_SHARES_MAX)
-    }
-
-    /// Adds rows of one run and one UTC day, in order of arrival; status and coin were checked. `first_row` is the index of the first in its journal file.
-    /// `hashes` are those of the rows, or none where the journal has none.
-    pub(crate) fn extend(&mut self, rows: &[ShareRow], hashes: &[Hash256], file: u32, first_row: u32, cell: u32) {
-        let (Some(first), Some(last)) = (rows.first(), rows.last()) else { return };
-        if self.rows() == 0 {
-            self.first_us = first.arrival_us;
-            self.reserve();
-        }
-        let end = first_row + rows.len() as u32;
-        match self.ranges.last_mut() {
-            Some(range) if range.file == file && range.end == first_row => (range.end, range.cell) = (end, cell),
-            _ => self.ranges.push(JournalRange { file, first: first_row, end, cell }),
-        }
-        if self.layout == Layout::Rollup {
-            let prefix = self.run_prefix;
-            for rows in rows.chunks(TRANSPOSED_ROWS) {
-                self.sum(rows);
-                rows.iter().for_each(|row| self.sum_up(&LoggedRow::expand(row, Hash256::default(), prefix, 0)));
-            }
-            return;
-        }
-        self.last_us = last.arrival_us;
-        if self.layout == Layout::Full {
-            let rows_then = self.rows() + rows.len();
-            self.hash.extend(hashes.iter().take(rows.len()).map(displayed));
-            // Rows that an earlier run journaled without theirs.
-            self.hash.resize(rows_then, [0; 32]);
-        }
-        if self.pending.is_empty() && rows.len() >= GATHERED_ROWS {
-            self.take(rows);
-            return;
-        }
-        // Small batches are gathered first: a column wants more than some rows at a time.
-        self.pending.extend_from_slice(rows);
-        if self.pending.len() >= GATHERED_ROWS {
-            self.take_pending();
-        }
-    }
-
-    fn take_pending(&mut self) {
-        let pending = std::mem::take(&mut self.pending);
-        self.take(&pending);
-        self.pending = pending;
-        self.pending.clear();
-    }
-
-    /// Lays rows out as columns, so few at a time that they stay in the first-level cache while every column is taken from them.
-    fn take(&mut self, rows: &[ShareRow]) {
-        let prefix = self.run_prefix;
-        for rows in rows.chunks(TRANSPOSED_ROWS) {
-            self.time.extend(rows.iter().map(|row| u32::try_from(row.arrival_us / 1_000_000).unwrap_or(u32::MAX)));
-            self.us.extend(rows.iter().map(|row| (row.arrival_us % 1_000_000) as u32));
-            self.session.extend(rows.iter().map(|row| full_id(prefix, row.session)));
-            self.worker.extend(rows.iter().map(|row| row.worker));
-            self.job.extend(rows.iter().map(|row| full_id(prefix, row.job)));
-            self.coin.extend(rows.iter().map(|row| row.coin));
-            self.status.extend(rows.iter().map(|row| row.status));
-            self.flags.extend(rows.iter().map(|row| row.flags));
-            self.work.extend(rows.iter().map(|row| row.work));
-            self.share_difficulty.extend(rows.iter().map(|row| row.share_difficulty));
-            self.nonce.extend(rows.iter().map(|row| row.nonce));
-            self.ntime.extend(rows.iter().map(|row| row.ntime));
-            self.version.extend(rows.iter().map(|row| row.version));
-            self.extranonce2.extend(rows.iter().map(|row| row.extranonce2));
-            self.latency_us.extend(rows.iter().map(|row| row.latency_us));
-            self.sum(rows);
-        }
-    }
-
-    /// Adds to the sums of the meta.
-    fn sum(&mut self, rows: &[ShareRow]) {
-        let accepted = ShareStatus::Accepted as u8;
-        let (all, others) = rows.iter().fold((0, 0), |(all, others), row| (all | row.work, others | (row.status ^ accepted)));
-        // 64 summands under 2^58 stay under 2^64.
-        let work: u128 = if all >> 58 == 0 {
-            u128::from(rows.iter().map(|row| row.work).sum::<u64>())
-        } else {
-            rows.iter().map(|row| u128::from(row.work)).sum()
-        };
-        self.work_sum += work;
-        if others == 0 {
-            self.work_credited += work;
-            self.by_status[accepted as usize] += rows.len() as u64;
-            return;
-        }
-        for row in rows {
-            self.work_credited += u128::from(if row.status == accepted { row.work } else { 0 });
-            if let Some(count) = self.by_status.get_mut(usize::from(row.status)) {
-                *count += 1;
-            }
-        }
-    }
-
-    /// Layout `rollup`: adds an accepted share to the sum of its worker and second, or the row as it is where it is refused or a block candidate.
-    fn sum_up(&mut self, row: &LoggedRow) {
-        let second = row.arrival_us / 1_000_000;
-        if second != self.open_second {
-            self.open_second = second;
-            self.open_sums.clear();
-        }
-        if row.status != ShareStatus::Accepted as u8 || row.flags & flags::BLOCK != 0 {
-            return self.push(row);
-        }
-        let key = (row.worker, u32::from(row.flags) << 8 | u32::from(row.coin));
-        if let Some(&at) = self.open_sums.get(&key)
-            && self.add_to(at as usize, row).is_some()
-        {
-            return;
-        }
-        self.open_sums.insert(key, self.rows() as u32);
-        self.push(&LoggedRow { session: 0, job: 0, nonce: 0, ntime: 0, version: 0, extranonce2: 0, ..*row });
-    }
-
-    /// Makes of rows that were gathered in another layout what layout `rollup` makes of them.
-    pub(crate) fn roll_up(&mut self) {
-        self.take_pending();
-        let mut old = std::mem::take(self);
-        self.layout = Layout::Rollup;
-        self.run_prefix = old.run_prefix;
-        self.first_us = old.first_us;
-        self.by_status = old.by_status;
-        (self.work_sum, self.work_credited) = (old.work_sum, old.work_credited);
-        self.ranges = std::mem::take(&mut old.ranges);
-        self.staging = std::mem::take(&mut old.staging);
-        for at in 0..old.rows() {
-            let u64_of = |column: &[u64]| column.get(at).copied().unwrap_or_default();
-            let u32_of = |column: &[u32]| column.get(at).copied().unwrap_or_default();
-            let u8_of = |column: &[u8]| column.get(at).copied().unwrap_or_default();
-            self.sum_up(&LoggedRow {
-                arrival_us: u64::from(u32_of(&old.time)) * 1_000_000 + u64::from(u32_of(&old.us)),
-                session: u64_of(&old.session),
-                worker: u64_of(&old.worker),
-                job: u64_of(&old.job),
-                coin: u8_of(&old.coin),
-                status: u8_of(&old.status),
-                flags: u8_of(&old.flags),
-                work: u64_of(&old.work),
-                share_difficulty: old.share_difficulty.get(at).copied().unwrap_or_default(),
-                nonce: u32_of(&old.nonce),
-                ntime: u32_of(&old.ntime),
-                version: u32_of(&old.version),
-                extranonce2: u64_of(&old.extranonce2),
-                latency_us: u32_of(&old.latency_us),
-                ..LoggedRow::default()
-            });
-        }
-    }
-
-    /// Adds a share to the sum in row `at`; None, and nothing changed, where its work would pass 64 bits: another row goes on then.
-    fn add_to(&mut self, at: usize, row: &LoggedRow) -> Option<()> {
-        let work = self.work.get_mut(at)?;
-        let sum = work.checked_add(row.work)?;
-        let count = self.share_count.get_mut(at)?;
-        let latency = self.latency_us_sum.get_mut(at)?;
-        let best = self.share_difficulty.get_mut(at)?;
-        *work = sum;
-        *count += 1;
-        *latency += u64::from(row.latency_us);
-        *best = best.max(row.share_difficulty);
-        Some(())
-    }
-
-    /// Layout `rollup`: adds a row of its own.
-    fn push(&mut self, row: &LoggedRow) {
-        self.last_us = row.arrival_us;
-        self.time.push(u32::try_from(row.arrival_us / 1_000_000).unwrap_or(u32::MAX));
-        self.us.push((row.arrival_us % 1_000_000) as u32);
-        self.session.push(row.session);
-        self.worker.push(row.worker);
-        self.job.push(row.job);
-        self.coin.push(row.coin);
-        self.status.push(row.status);
-        self.flags.push(row.flags);
-        self.work.push(row.work);
-        self.share_difficulty.push(row.share_difficulty);
-        self.nonce.push(row.nonce);
-        self.ntime.push(row.ntime);
-        self.version.push(row.version);
-        self.extranonce2.push(row.extranonce2);
-        self.latency_us.push(row.latency_us);
-        self.share_count.push(1);
-        self.latency_us_sum.push(u64::from(row.latency_us));
-    }
-
-    /// Gives the bytes of the block, piece by piece.
-    fn block(&mut self, seg: u64, mut sink: impl FnMut(&[u8]) -> Result<(), LogError>) -> Result<(), LogError> {
-        self.take_pending();
-        let rows = self.rows();
-        let mut header = Vec::with_capacity(64);
-        let columns = self.layout.columns();
-        push_varint(&mut header, columns.len() as u64);
-        push_varint(&mut header, rows as u64);
-        sink(&header)?;
-        self.instance.clear();
-        self.instance.resize(rows, (self.run_prefix >> 24) as u16);
-        self.seg.clear();
-        self.seg.resize(rows, seg);
-        self.seq.clear();
-        self.seq.extend(0..rows as u32);
-        if self.layout == Layout::Rollup {
-            for ((mean, sum), count) in self.latency_us.iter_mut().zip(&self.latency_us_sum).zip(&self.share_count) {
-                *mean = u32::try_from(sum / u64::from(*count)).unwrap_or(u32::MAX);
-            }
-        }
-        for &index in columns {
-            let Some((name, kind, _)) = COLUMNS.get(index) else { continue };
-            header.clear();
-            push_text(&mut header, name);
-            push_text(&mut header, kind);
-            sink(&header)?;
-            let bytes: &[u8] = match index {
-                0 => bytemuck::cast_slice(&self.instance),
-                1 => bytemuck::cast_slice(&self.seg),
-                2 => bytemuck::cast_slice(&self.seq),
-                3 => bytemuck::cast_slice(&self.time),
-                4 => bytemuck::cast_slice(&self.us),
-                5 => bytemuck::cast_slice(&self.session),
-                6 => bytemuck::cast_slice(&self.worker),
-                7 => bytemuck::cast_slice(&self.job),
-                8 => &self.coin,
-                9 => &self.status,
-                10 => &self.flags,
-                11 => bytemuck::cast_slice(&self.work),
-                12 => bytemuck::cast_slice(&self.share_difficulty),
-                13 => bytemuck::cast_slice(&self.nonce),
-                14 => bytemuck::cast_slice(&self.ntime),
-                15 => bytemuck::cast_slice(&self.version),
-                16 => bytemuck::cast_slice(&self.extranonce2),
-                17 => bytemuck::cast_slice(&self.latency_us),
-                18 => bytemuck::cast_slice(&self.share_count),
-                _ => self.hash.as_flattened(),
-            };
-            sink(bytes)?;
-        }
-        Ok(())
-    }
-
-    /// Writes the block into `file` (`is_direct`: which takes aligned pieces, past the page cache) and returns what its meta says of it.
-    pub(crate) fn write<S: Storage>(
-        &mut self,
-        storage: &S,
-        file: &File,
-        path: &Path,
-        is_direct: bool,
-        seg: u64,
-        dimensions_end: u64,
-    ) -> Result<SegmentMeta, LogError> {
-        let mut staging = std::mem::take(&mut self.staging);
-        let mut writer = SegmentWriter::new(storage, file, path, is_direct, &mut staging);
-        let pushed = self.block(seg, |bytes| writer.push(bytes));
-        let written = pushed.and_then(|()| writer.finish());
-        self.staging = staging;
-        let written = written?;
-        Ok(SegmentMeta {
-            name: segment_name(seg),
-            seg,
-            layout: self.layout,
-            rows: self.rows() as u32,
-            by_status: self.by_status,
-            work_sum: self.work_sum,
-            work_credited: self.work_credited,
-            first_us: self.first_us,
-            last_us: self.last_us,
-            native_bytes: written.bytes,
-            crc32c: written.crc32c,
-            content_hash: written.content_hash,
-            dimensions_end,
-            run_prefix: self.run_prefix,
-            journal: self.ranges.clone(),
-        })
-    }
-}
-
-/// The bytes of a hash as explorers show it.
-fn displayed(hash: &Hash256) -> [u8; 32] {
-    reversed(hash.0)
-}
-
 #[inline]
-fn reversed(mut bytes: [u8; 32]) -> [u8; 32] {
+pub(crate) fn reversed(mut bytes: [u8; 32]) -> [u8; 32] {
     bytes.reverse();
     bytes
-}
-
-fn push_varint(into: &mut Vec<u8>, mut value: u64) {
-    while value >= 0x80 {
-        into.push(value as u8 | 0x80);
-        value >>= 7;
-    }
-    into.push(value as u8);
-}
-
-fn push_text(into: &mut Vec<u8>, text: &str) {
-    push_varint(into, text.len() as u64);
-    into.extend_from_slice(text.as_bytes());
 }
 
 /// `{epoch:08x}-{sequence:08x}`.
@@ -743,6 +325,24 @@ impl<'a> SegmentBlock<'a> {
         self.rows
     }
 
+    /// Where its rows lie by arrival: the `i`-th that arrived at `into[i]`. Rows lie by worker, their `seq` counts arrivals; one that does not is damage, and they are given
+    /// as they lie.
+    pub fn arrivals(&self, into: &mut Vec<u32>) {
+        const NONE: u32 = u32::MAX;
+        into.clear();
+        into.resize(self.rows, NONE);
+        for row in 0..self.rows {
+            match into.get_mut(u32::from_le_bytes(self.get(2, row)) as usize) {
+                Some(place) if *place == NONE => *place = row as u32,
+                _ => {
+                    into.clear();
+                    into.extend(0..self.rows as u32);
+                    return;
+                }
+            }
+        }
+    }
+
     #[inline]
     fn get<const WIDTH: usize>(&self, column: usize, row: usize) -> [u8; WIDTH] {
         self.columns
@@ -753,7 +353,7 @@ impl<'a> SegmentBlock<'a> {
             .unwrap_or([0; WIDTH])
     }
 
-    /// Row `row`; a default row beyond the end.
+    /// The row that lies at `row`; a default row beyond the end.
     #[inline]
     pub fn row(&self, row: usize) -> LoggedRow {
         let u32_at = |column| u32::from_le_bytes(self.get(column, row));

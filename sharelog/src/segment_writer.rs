@@ -1,133 +1,79 @@
-//! The way of a block into its file: summed while its bytes are in the cache, gathered in aligned memory, and written past the page cache where the file system can do so.
+//! The way of a block into its file: laid out in aligned memory, summed while its bytes are in the cache, and written past the page cache where the file system can do so.
 //!
 //! Sealing is the largest stream of fresh pages that a pool makes: 45 MB per segment. Through the page cache each page is found, filled, tracked and written back by the
 //! kernel, which cost more than everything else about a segment together, and pushes what other programs use out of memory. The same bytes out of one reused
-//! buffer cost less (docs/decisions.md). What is read at once stays in the page cache: small segments, and all of them where a follower waits.
+//! buffer cost less (docs/decisions.md), and whoever reads them back past the page cache pays no more. Small segments stay in the page cache.
+use crate::aligned::ALIGN;
 use crate::content_hash::ContentHash;
 use crate::error::LogError;
 use crate::storage::Storage;
-use bytemuck::{Pod, Zeroable};
 use std::fs::File;
 use std::path::Path;
 
-/// Segments from here on are written past the page cache, where nobody follows the log.
+/// Segments from here on are written past the page cache, and are best read so.
 pub const DIRECT_FROM_BYTES: u64 = 4 << 20;
-/// Addresses, lengths and offsets of direct writes are multiples of this: the largest logical block of disks.
-const ALIGN: usize = 4096;
 /// Bytes of a direct write: long enough that the wait for the disk is not its latency again and again.
 const DIRECT_BYTES: usize = 4 << 20;
-/// Bytes of a write through the page cache: they stay in the second-level cache from one copy to the other.
+/// Bytes of a write through the page cache: they stay in the second-level cache from the sums to the copy.
 const CACHED_BYTES: usize = 1 << 18;
-/// Bytes that are summed and copied at a time.
-const PIECE_BYTES: usize = 1 << 17;
-
-#[repr(C, align(4096))]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct Page([u8; ALIGN]);
-
-/// The memory that blocks are gathered in, kept from segment to segment.
-#[derive(Default)]
-pub(crate) struct Staging(Vec<Page>);
-
-/// A file that is being written.
-pub(crate) struct SegmentWriter<'a, S: Storage> {
-    storage: &'a S,
-    file: &'a File,
-    path: &'a Path,
-    staging: &'a mut [u8],
-    /// Bytes gathered and not written.
-    filled: usize,
-    /// Bytes written.
-    offset: u64,
-    is_direct: bool,
-    crc: u32,
-    hash: ContentHash,
-}
+/// Bytes that are summed at a time, once for the checksum and once for the hash.
+const SUMMED_BYTES: usize = 1 << 17;
 
 /// What was written.
+#[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Written {
-    pub(crate) bytes: u64,
     pub(crate) crc32c: u32,
     pub(crate) content_hash: u64,
 }
 
-impl<'a, S: Storage> SegmentWriter<'a, S> {
-    /// A writer into `file`, which is empty; `is_direct` says that it came from `Storage::create_direct` in that mode.
-    pub(crate) fn new(storage: &'a S, file: &'a File, path: &'a Path, is_direct: bool, staging: &'a mut Staging) -> Self {
-        let bytes = if is_direct { DIRECT_BYTES } else { CACHED_BYTES };
-        if staging.0.len() < bytes / ALIGN {
-            staging.0.resize(bytes / ALIGN, Page::zeroed());
-        }
-        let memory: &mut [u8] = bytemuck::cast_slice_mut(&mut staging.0);
-        let staging = memory.get_mut(..bytes).unwrap_or_default();
-        Self { storage, file, path, staging, filled: 0, offset: 0, is_direct, crc: 0, hash: ContentHash::new() }
-    }
-
-    /// Adds bytes.
-    pub(crate) fn push(&mut self, bytes: &[u8]) -> Result<(), LogError> {
-        for piece in bytes.chunks(PIECE_BYTES) {
-            self.crc = crc32c::crc32c_append(self.crc, piece);
-            self.hash.update(piece);
-            let mut rest = piece;
-            while !rest.is_empty() {
-                let room = self.staging.len() - self.filled;
-                let (now, later) = rest.split_at(rest.len().min(room));
-                self.staging[self.filled..self.filled + now.len()].copy_from_slice(now);
-                self.filled += now.len();
-                rest = later;
-                if self.filled == self.staging.len() {
-                    self.write_out(self.filled)?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Writes the first `bytes` of what is gathered, which is all of it but for a tail that the caller keeps.
-    fn write_out(&mut self, bytes: usize) -> Result<(), LogError> {
-        let write =
-            |writer: &Self| writer.storage.write_all_at(writer.file, writer.offset, writer.staging.get(..bytes).unwrap_or_default());
-        let mut written = write(self);
-        if self.is_direct && written.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::InvalidInput) {
-            // A file system that opens a file for direct writes and then refuses them: this one goes through the page cache.
-            self.end_direct()?;
-            written = write(self);
-        }
-        written.map_err(LogError::io("write", self.path))?;
-        self.offset += bytes as u64;
-        self.filled -= bytes;
-        Ok(())
-    }
-
-    fn end_direct(&mut self) -> Result<(), LogError> {
-        self.is_direct = false;
-        self.storage.end_direct(self.file).map_err(LogError::io("end direct writes to", self.path))
-    }
-
-    /// Writes what is left. The file is complete then, and not synced.
-    pub(crate) fn finish(mut self) -> Result<Written, LogError> {
-        if self.is_direct {
-            let whole = self.filled / ALIGN * ALIGN;
-            let tail = whole..self.filled;
-            if whole > 0 {
-                self.write_out(whole)?;
-            }
-            self.staging.copy_within(tail, 0);
+/// Writes a block into `file`, which is empty; `is_direct` says that it came from `Storage::create_direct` in that mode, and the block lies in `AlignedBytes`. The file is complete then, and not synced.
+pub(crate) fn write_block<S: Storage>(
+    storage: &S,
+    file: &File,
+    path: &Path,
+    mut is_direct: bool,
+    bytes: &[u8],
+) -> Result<Written, LogError> {
+    let end_direct = |is_direct: &mut bool| {
+        *is_direct = false;
+        storage.end_direct(file).map_err(LogError::io("end direct writes to", path))
+    };
+    let (mut crc, mut hash) = (0, ContentHash::new());
+    let mut offset = 0;
+    while let Some(rest) = bytes.get(offset..).filter(|rest| !rest.is_empty()) {
+        let length = if !is_direct {
+            rest.len().min(CACHED_BYTES)
+        } else if rest.len() >= ALIGN {
+            (rest.len() / ALIGN * ALIGN).min(DIRECT_BYTES)
+        } else {
             // The last bytes are no whole block: they, and no others, go through the page cache.
-            if self.is_direct {
-                self.end_direct()?;
-            }
+            end_direct(&mut is_direct)?;
+            continue;
+        };
+        let piece = rest.get(..length).unwrap_or_default();
+        for part in piece.chunks(SUMMED_BYTES) {
+            crc = crc32c::crc32c_append(crc, part);
+            hash.update(part);
         }
-        if self.filled > 0 {
-            self.write_out(self.filled)?;
+        let mut written = storage.write_all_at(file, offset as u64, piece);
+        if is_direct && written.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::InvalidInput) {
+            // A file system that opens a file for direct writes and then refuses them: this one goes through the page cache.
+            end_direct(&mut is_direct)?;
+            written = storage.write_all_at(file, offset as u64, piece);
         }
-        Ok(Written { bytes: self.offset, crc32c: self.crc, content_hash: self.hash.finish() })
+        written.map_err(LogError::io("write", path))?;
+        offset += length;
     }
+    if is_direct {
+        end_direct(&mut is_direct)?;
+    }
+    Ok(Written { crc32c: crc, content_hash: hash.finish() })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::aligned::AlignedBytes;
     use std::io;
     use std::sync::Mutex;
 
@@ -187,25 +133,18 @@ mod tests {
         let path = folder.path().join("block");
         let file = File::create(&path).expect("file");
         let bytes: Vec<u8> = (0..2 * DIRECT_BYTES + 5000).map(|at| (at * 31 + at / 4096) as u8).collect();
-        let mut staging = Staging::default();
+        let mut block = AlignedBytes::default();
         let lengths =
             [0, 1, 4095, 4096, 4097, CACHED_BYTES, CACHED_BYTES + 1, DIRECT_BYTES - 1, DIRECT_BYTES, DIRECT_BYTES + 4096, bytes.len()];
-        for length in lengths {
+        // The longest first as well: what it leaves behind is no part of a shorter one.
+        for length in lengths.into_iter().rev().chain(lengths) {
             for (is_direct, takes_direct, short) in [(true, true, false), (true, true, true), (true, false, false), (false, false, false)] {
                 let storage = Blocks { takes_direct, short, state: Mutex::new((!is_direct, Vec::new())) };
-                let mut writer = SegmentWriter::new(&storage, &file, &path, is_direct, &mut staging);
-                // Pieces of odd sizes, small ones among them.
-                for piece in bytes[..length].chunks(77_777) {
-                    let (head, rest) = piece.split_at(piece.len().min(13));
-                    writer.push(head).expect("head");
-                    writer.push(rest).expect("rest");
-                }
-                let written = writer.finish().expect("written");
-                assert!(storage.state.lock().expect("state").1 == bytes[..length], "{length} bytes, direct {is_direct} {takes_direct}");
-                assert_eq!(
-                    (written.bytes, written.crc32c, written.content_hash),
-                    (length as u64, crc32c::crc32c(&bytes[..length]), ContentHash::of(&bytes[..length]))
-                );
+                block.room(length).expect("room").copy_from_slice(&bytes[..length]);
+                let written = write_block(&storage, &file, &path, is_direct, block.as_ref()).expect("written");
+                let state = storage.state.lock().expect("state");
+                assert!(state.0 && state.1 == bytes[..length], "{length} bytes, direct {is_direct} {takes_direct}");
+                assert_eq!(written, Written { crc32c: crc32c::crc32c(&bytes[..length]), content_hash: ContentHash::of(&bytes[..length]) });
             }
         }
     }

@@ -410,8 +410,10 @@ fn segment(meta: &SegmentMeta, bytes: &[u8], checks: &mut RowChecks<'_>, report:
     let (mut work, mut credited) = (0u128, 0u128);
     let mut last_us = 0;
     let (mut misplaced, mut backwards, mut other_day, mut other_instance, mut no_sum) = (0u64, 0u64, 0u64, 0u64, 0u64);
-    for index in 0..block.rows() {
-        let row = block.row(index);
+    let mut arrivals = Vec::new();
+    block.arrivals(&mut arrivals);
+    for (index, &at) in arrivals.iter().enumerate() {
+        let row = block.row(at as usize);
         misplaced += u64::from(row.seg != meta.seg || row.seq as usize != index);
         backwards += u64::from(row.arrival_us < last_us);
         other_day += u64::from(utc_day(row.arrival_us) != utc_day(meta.first_us));
@@ -442,7 +444,8 @@ fn segment(meta: &SegmentMeta, bytes: &[u8], checks: &mut RowChecks<'_>, report:
     if by_status != meta.by_status || work != meta.work_sum || credited != meta.work_credited {
         report.problem(format!("{place}: its counts by status or sums of work are not those of its meta"));
     }
-    if block.rows() > 0 && (block.row(0).arrival_us != meta.first_us || last_us != meta.last_us) {
+    let first_us = arrivals.first().map_or(meta.first_us, |&at| block.row(at as usize).arrival_us);
+    if first_us != meta.first_us || last_us != meta.last_us {
         report.problem(format!("{place}: its first or last arrival is not that of its meta"));
     }
 }

@@ -11,7 +11,8 @@ fn rows_come_back_as_they_went_in_sealed_or_not() {
     let settings = settings(folder.path(), 1);
     let (mut journal, mut sealer, registry, _) = ShareLog::open(settings.clone()).expect("open");
     begin(&settings, &registry, &mut journal);
-    let rows: Vec<ShareRow> = (0..2500).map(row).collect();
+    let worker = |index: u32| u64::from(index % 7 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let rows: Vec<ShareRow> = (0..2500).map(|index| ShareRow { worker: worker(index), ..row(index) }).collect();
     for batch in rows.chunks(100) {
         journal.append(&[], batch).expect("room");
         settle(&mut sealer, NOON_US);
@@ -36,8 +37,19 @@ fn rows_come_back_as_they_went_in_sealed_or_not() {
     let mut bytes = Vec::new();
     assert!(store.read_native(&metas[0], &mut bytes).expect("native"));
     let block = SegmentBlock::parse(&bytes).expect("block");
-    let last = block.row(999);
-    assert_eq!((last.seq, last.seg, last.instance), (999, metas[0].seg, 3));
+    let lying: Vec<_> = (0..1000).map(|at| block.row(at)).collect();
+    assert!(lying.is_sorted_by_key(|row| (row.worker, row.seq)), "on the disk they lie in the order of the table");
+    assert!(lying.iter().all(|row| (row.seg, row.instance) == (metas[0].seg, 3)));
+    let mut arrivals = Vec::new();
+    block.arrivals(&mut arrivals);
+    assert!(arrivals.iter().map(|&at| lying[at as usize].seq).eq(0..1000));
+    // Two rows with one place: no order to go by, and nothing is lost.
+    let seq_at = bytes.windows(11).position(|bytes| bytes == b"\x03seq\x06UInt32").expect("the column") + 11;
+    for wrong in [bytes[seq_at + 4..seq_at + 8].to_vec(), vec![0xff; 4]] {
+        bytes[seq_at..seq_at + 4].copy_from_slice(&wrong);
+        SegmentBlock::parse(&bytes).expect("block").arrivals(&mut arrivals);
+        assert!(arrivals.iter().copied().eq(0..1000));
+    }
 }
 
 #[test]

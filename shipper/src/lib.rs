@@ -1,7 +1,7 @@
 //! ClickHouse: sealed segments go to the server, each exactly once; the share path never notices.
 //!
 //! The shipper follows the share log by a durable cursor. For every segment it sends the dimension records that the segment's rows name, then the segment itself (one POST,
-//! body = the rows of the `.native` file in the order of the table = one Native block = one part), then a row of `segments`, and only then moves the cursor. Whatever fails is tried
+//! body = the `.native` file = one Native block = one part), then a row of `segments`, and only then moves the cursor. Whatever fails is tried
 //! again with the same bytes and the same identity, for ever: nothing is skipped, nothing is given up.
 //!
 //! Servers from 24.8 on recognise a repeated insert by its token, on `shares` and on every table that a view fills from it; the probe refuses to ship where they would not.
@@ -12,7 +12,6 @@
 
 mod dimension;
 mod local;
-mod order;
 mod probe;
 pub mod recipes;
 mod reconcile;

@@ -3,7 +3,7 @@ use crate::ShipperSettings;
 use crate::dimension::{DimensionRows, RecentJobs, RowWriter, date_time};
 use crate::probe::{Method, Server, probe};
 use crate::schema::{JOBS, LAYOUTS_FROM, SEGMENTS, identifier, literal, segment_columns};
-use crate::sink::{Body, HttpSink, Remedy, Sink, SinkError};
+use crate::sink::{Body, HttpSink, Remedy, Sink, SinkError, blocking};
 use crate::state::{ShipperState, StateKind};
 use bytes::Bytes;
 use otedama_killpoint::pass;
@@ -567,17 +567,6 @@ async fn pause(time: Duration, stop: &mut watch::Receiver<bool>) {
     }
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, LogError> + Send + 'static) -> Result<T, LogError> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) => Err(LogError::Io {
-            operation: "read the share log on a blocking thread in",
-            path: PathBuf::from("."),
-            source: std::io::Error::other(error),
-        }),
-    }
-}
-
 fn log_problem(dir: &std::path::Path, error: &LogError) -> SinkError {
     SinkError::Damaged { path: dir.to_path_buf(), text: error.to_string() }
 }
@@ -743,12 +732,7 @@ impl<S: Sink> Link<S> {
             )));
         }
         let sql = insert_sql(&self.settings.database, server.shares, &segment_columns(meta.layout), "Native");
-        self.insert(
-            &sql,
-            Some((server, token)),
-            Body::Segment { path, size: meta.native_bytes, crc32c: meta.crc32c, rows: meta.rows, layout: meta.layout },
-        )
-        .await?;
+        self.insert(&sql, Some((server, token)), Body::Segment { path, size: meta.native_bytes, crc32c: meta.crc32c }).await?;
         pass("ship.answered");
         if pending.doubtful && server.method == Method::Tokens && !server.replicated {
             // A server that lost power may remember the token of a first try and have lost its rows: then it has dropped this one as its repetition. Rows are never looked for

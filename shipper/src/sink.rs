@@ -3,17 +3,16 @@
 //! `examples/cost.rs` measures the crate beside a request written by hand (`Content-Length`, 1 MiB writes). What it costs more is little beside what the server does with a row,
 //! and it takes `query_id` and every other setting per insert, has a timeout for a piece and one for the answer, and tells errors apart. The announced length that it
 //! gives up is worth nothing: with or without it 18.16 does not notice a body cut between blocks, and with one Native block per insert there is no such place.
-use crate::order::{Kept, OrderedSegment, ReadProblem};
 use bytes::Bytes;
 use clickhouse::error::Error;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use otedama_killpoint::pass;
-use otedama_sharelog::Layout;
+use otedama_sharelog::{AlignedBytes, BlockReader, LogError};
 use std::future::Future;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// TCP keep-alive, which finds a dead server behind a connection at rest.
@@ -28,7 +27,7 @@ const ERROR_TEXT_MAX: usize = 600;
 pub enum Body {
     /// Held in memory: dimension records.
     Memory(Bytes),
-    /// A sealed segment. Its rows leave by worker and, as they arrived, by time: the order of the table, which saves the server its sorting. The same bytes on every try.
+    /// A sealed segment, as it stands in its file.
     Segment {
         /// The `.native` file, or where it was before the segment grew cold.
         path: PathBuf,
@@ -36,10 +35,6 @@ pub enum Body {
         size: u64,
         /// CRC-32C of its content, from the `.meta` beside it.
         crc32c: u32,
-        /// Its rows.
-        rows: u32,
-        /// What they keep.
-        layout: Layout,
     },
 }
 
@@ -174,6 +169,35 @@ impl Default for Timeouts {
     }
 }
 
+/// Buffers of pieces that are kept for the next ones: one on its way, one being read.
+const PIECES_KEPT: usize = 2;
+
+/// Memory of pieces, kept from segment to segment: every fresh page costs a fault, and a segment has ten thousand of them.
+#[derive(Default)]
+struct Kept(Mutex<Vec<AlignedBytes>>);
+
+/// A piece on its way; its memory comes back when it is sent.
+struct Piece {
+    bytes: AlignedBytes,
+    home: Arc<Kept>,
+}
+
+impl AsRef<[u8]> for Piece {
+    fn as_ref(&self) -> &[u8] {
+        self.bytes.as_ref()
+    }
+}
+
+impl Drop for Piece {
+    fn drop(&mut self) {
+        let bytes = std::mem::take(&mut self.bytes);
+        let mut kept = self.home.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.len() < PIECES_KEPT {
+            kept.push(bytes);
+        }
+    }
+}
+
 /// The `clickhouse` crate's HTTP client: no compression (it costs the client 200 ns a row to save 30 bytes), no validation (extra queries that 18.16 refuses).
 #[derive(Clone)]
 pub struct HttpSink {
@@ -288,10 +312,11 @@ impl Sink for HttpSink {
         }
         match body {
             Body::Memory(bytes) => insert.send(bytes).await.map_err(|error| self.error(error))?,
-            Body::Segment { path, size, crc32c, rows, layout } => {
-                let (file, home) = (path.clone(), Arc::clone(&self.kept));
-                let opened = blocking(move || OrderedSegment::open(&file, size, crc32c, rows, layout, home)).await;
-                let mut pieces = Pieces { segment: Some(opened.map_err(|problem| damaged(&path, problem))?), path };
+            Body::Segment { path, size, crc32c } => {
+                let file = path.clone();
+                let opened = blocking(move || BlockReader::open(&file, size, crc32c)).await;
+                let reader = opened.map_err(|error| damaged(&path, error))?;
+                let mut pieces = Pieces { path, reader: Some(reader), home: Arc::clone(&self.kept) };
                 // Each piece is checked before it leaves, and the last one leaves only when the whole file has: a damaged segment stays an unfinished block, which no server commits.
                 while let Some(piece) = pieces.next().await? {
                     insert.send(piece).await.map_err(|error| self.error(error))?;
@@ -307,36 +332,47 @@ impl Sink for HttpSink {
 struct Pieces {
     path: PathBuf,
     /// Away while it reads.
-    segment: Option<OrderedSegment>,
+    reader: Option<BlockReader>,
+    home: Arc<Kept>,
 }
 
 impl Pieces {
     async fn next(&mut self) -> Result<Option<Bytes>, SinkError> {
-        let Some(mut segment) = self.segment.take() else { return Ok(None) };
+        let Some(mut reader) = self.reader.take() else { return Ok(None) };
+        let home = Arc::clone(&self.home);
         let read = blocking(move || {
-            let piece = segment.next()?;
-            Ok((segment, piece))
+            let bytes = home.0.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
+            let mut piece = Piece { bytes, home };
+            let is_one = reader.next(&mut piece.bytes)?;
+            Ok((reader, is_one.then(|| Bytes::from_owner(piece))))
         })
         .await;
-        let (segment, piece) = read.map_err(|problem| damaged(&self.path, problem))?;
-        self.segment = Some(segment);
+        let (reader, piece) = read.map_err(|error| damaged(&self.path, error))?;
+        self.reader = Some(reader);
         Ok(piece)
     }
 }
 
-fn damaged(path: &Path, problem: ReadProblem) -> SinkError {
-    let text = match problem {
-        ReadProblem::Io(error) => error.to_string(),
-        ReadProblem::Damaged(text) => text,
+/// `path` is what was to be read; an error may name what is there instead.
+fn damaged(path: &Path, error: LogError) -> SinkError {
+    let (path, text) = match error {
+        LogError::Io { source, path, .. } => (path, source.to_string()),
+        LogError::Damaged { what, path } => (path, what),
+        other => (path.to_path_buf(), other.to_string()),
     };
-    SinkError::Damaged { path: path.to_path_buf(), text }
+    SinkError::Damaged { path, text }
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, ReadProblem> + Send + 'static) -> Result<T, ReadProblem> {
+/// Reads or writes the log on a blocking thread.
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, LogError> + Send + 'static) -> Result<T, LogError> {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
         // The runtime is shutting down.
-        Err(error) => Err(ReadProblem::Io(io::Error::other(error))),
+        Err(error) => Err(LogError::Io {
+            operation: "read the share log on a blocking thread in",
+            path: PathBuf::from("."),
+            source: io::Error::other(error),
+        }),
     }
 }
 
