@@ -410,15 +410,14 @@ impl<'a, const N: usize> Scan<'a, N> {
         }
         let Self { identities, block, times, looked_up, .. } = self;
         let (work, status) = (&block.work[rows.clone()], &block.status[rows.clone()]);
-        let in_first = status.iter().map(|status| tag(0, *status));
         let seconds = block.seconds.get(rows.clone()).unwrap_or_default();
-        let in_each = seconds.iter().zip(status).map(|(second, status)| tag(times.since_first(*second), *status));
-        let keys = looked_up.map(|index| block.identities[index][rows].iter().copied());
-        match (keys, block.one_second) {
-            (Some(keys), None) => identities.add(keys, work, in_each),
-            (Some(keys), Some(_)) => identities.add(keys, work, in_first),
-            (None, None) => identities.add(std::iter::repeat(0), work, in_each),
-            (None, Some(_)) => identities.add(std::iter::repeat(0), work, in_first),
+        let in_first = |row: usize| tag(0, status[row]);
+        let in_each = |row: usize| tag(times.since_first(seconds[row]), status[row]);
+        match (looked_up.map(|index| &block.identities[index][rows]), block.one_second) {
+            (Some(keys), None) => identities.add(work, |row| keys[row], in_each),
+            (Some(keys), Some(_)) => identities.add(work, |row| keys[row], in_first),
+            (None, None) => identities.add(work, |_| 0, in_each),
+            (None, Some(_)) => identities.add(work, |_| 0, in_first),
         }
     }
 

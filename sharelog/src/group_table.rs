@@ -220,33 +220,51 @@ impl IdentityTable {
         self.rows + more as u64 > u64::from(u32::MAX)
     }
 
-    /// Adds rows: columns of one length.
-    pub(crate) fn add(&mut self, keys: impl Iterator<Item = u64>, work: &[u64], tags: impl Iterator<Item = Tag>) {
+    /// Adds rows with this work: `key` and `tag` tell of a row what it is. Rows side by side that are alike are summed first.
+    pub(crate) fn add(&mut self, work: &[u64], key: impl Fn(usize) -> u64, tag: impl Fn(usize) -> Tag) {
         self.reserve(work.len());
         self.rows += work.len() as u64;
+        let mut rest = work.iter().enumerate().map(|(row, &work)| (key(row), tag(row), work));
+        let mut next = rest.next();
+        while let Some((key, tag, work)) = next {
+            let (mut low, mut high, mut rows) = (work, 0, 1);
+            next = loop {
+                match rest.next() {
+                    Some((other, of_other, work)) if (other == key) & (of_other == tag) => {
+                        let (sum, carry) = low.overflowing_add(work);
+                        (low, high, rows) = (sum, high + u32::from(carry), rows + 1);
+                    }
+                    other => break other,
+                }
+            };
+            self.put(key, tag, low, high, rows);
+        }
+    }
+
+    /// Adds the sum of rows that are alike.
+    #[inline]
+    fn put(&mut self, key: u64, tag: Tag, low: u64, high: u32, rows: u32) {
         let cells = self.cells.as_mut_slice();
         // The length is a power of two.
         let mask = cells.len() - 1;
-        for ((key, &work), tag) in keys.zip(work).zip(tags) {
-            let mut at = mix(u64::from(tag), key) as usize & mask;
-            loop {
-                let cell = &mut cells[at];
-                if (cell.key == key) & (cell.tag == tag) {
-                    break;
-                }
-                if cell.tag == 0 {
-                    (cell.key, cell.tag) = (key, tag);
-                    self.used.push(at as u32);
-                    break;
-                }
-                at = (at + 1) & mask;
-            }
+        let mut at = mix(u64::from(tag), key) as usize & mask;
+        loop {
             let cell = &mut cells[at];
-            let (low, carry) = cell.work_low.overflowing_add(work);
-            cell.work_low = low;
-            cell.work_high += u32::from(carry);
-            cell.rows += 1;
+            if (cell.key == key) & (cell.tag == tag) {
+                break;
+            }
+            if cell.tag == 0 {
+                (cell.key, cell.tag) = (key, tag);
+                self.used.push(at as u32);
+                break;
+            }
+            at = (at + 1) & mask;
         }
+        let cell = &mut cells[at];
+        let (sum, carry) = cell.work_low.overflowing_add(low);
+        cell.work_low = sum;
+        cell.work_high += high + u32::from(carry);
+        cell.rows += rows;
     }
 
     /// Makes room such that at most half of the cells are used after so many rows. While the table is small, at most an eighth were before: a search that goes beyond its
@@ -330,7 +348,7 @@ mod tests {
             for _ in 0..2 {
                 for rows in rows.chunks(part) {
                     let work: Vec<u64> = rows.iter().map(|row| row.1).collect();
-                    table.add(rows.iter().map(|row| row.0), &work, rows.iter().map(|row| tag(time_of(row.1), row.2)));
+                    table.add(&work, |at| rows[at].0, |at| tag(time_of(rows[at].1), rows[at].2));
                 }
                 let mut slow: BTreeMap<(u64, u32, u8), (u64, u128)> = BTreeMap::new();
                 for &(key, work, status) in &rows {
@@ -348,7 +366,7 @@ mod tests {
     fn work_past_64_bits_is_carried() {
         let mut table = IdentityTable::new();
         let rows = 100_000;
-        table.add(std::iter::repeat(7), &vec![u64::MAX; rows], std::iter::repeat(tag(u32::MAX, 255)));
+        table.add(&vec![u64::MAX; rows], |_| 7, |_| tag(u32::MAX, 255));
         let mut all = Vec::new();
         table.drain(|key, time, status, rows, work| all.push((key, time, status, rows, work)));
         assert_eq!(all, [(7, u32::MAX >> 9, 255, 100_000, 100_000 * u128::from(u64::MAX))]);
