@@ -14,6 +14,11 @@ fn cpu() -> Duration {
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
+/// Identities are hashes of names.
+fn identity(worker: u64) -> u64 {
+    worker.wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
     let rows_wanted: u64 = arguments.next().map_or(Ok(4_194_304), |text| text.parse())?;
@@ -60,7 +65,7 @@ fn measure(folder: &std::path::Path, batch: usize, rows_wanted: u64) -> Result<(
     let mut dimensions = vec![session];
     for worker in 1..=1000u64 {
         dimensions.push(Dimension::worker(&WorkerRecord {
-            worker: WorkerId(worker),
+            worker: WorkerId(identity(worker)),
             seen_us: START_US,
             session: 1,
             name: format!("worker.{worker}"),
@@ -118,7 +123,7 @@ fn measure(folder: &std::path::Path, batch: usize, rows_wanted: u64) -> Result<(
         while in_stretch < 1 << 18 && journal.room_cells() > batch {
             for row in &mut rows {
                 row.nonce = appended as u32;
-                row.worker = 1 + appended % 1000;
+                row.worker = identity(1 + appended % 1000);
                 row.arrival_us = START_US + appended;
                 appended += 1;
             }
