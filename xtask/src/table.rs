@@ -99,7 +99,7 @@ fn replace(text: &str, table: &str) -> Option<String> {
 }
 
 /// The figures that README shows, in its order, and what they mean there.
-const HEADLINES: [(&str, &str); 34] = [
+const HEADLINES: [(&str, &str); 36] = [
     ("pool_64x8_shares_per_cpu_s", "64 connections x 8 shares in flight, real proof of work, one core for the whole server"),
     ("pool_to_null_64x8_ratio", "the same, of a server that reads lines and answers true"),
     ("pool_64x64_shares_per_cpu_s", "64 x 64"),
@@ -122,16 +122,18 @@ const HEADLINES: [(&str, &str); 34] = [
     ("idle_connection_bytes", "memory of the process per idle connection"),
     ("journal_append_rows_per_s_batch_64", "rows into the journal, frames of facts in memory, one core"),
     ("seal_rows_per_s_batch_64", "rows from the journal into sealed and synced segments, one core"),
-    ("encode_ship_ns", "a row from the journal to the socket of ClickHouse: sealed, read, put in order, sent"),
+    ("encode_ship_ns", "a row from the journal to the socket of ClickHouse: sealed in the order of its table, read, sent"),
     ("debian_shipper_rows_per_s", "rows into ClickHouse 18.16 and its three roll-ups, end to end, client and server on two cores"),
     ("debian_shipper_to_insert_select_ratio", "the same, to the server's own `INSERT ... SELECT` of these rows"),
     ("engine_shipper_rows_per_s", "rows into a modern ClickHouse, the same"),
     ("engine_shipper_to_insert_select_ratio", "the same, to its own `INSERT ... SELECT`"),
+    ("engine_shipper_4_in_flight_to_insert_select_ratio", "the same with `inserts_in_flight = 4`"),
     ("engine_disk_bytes_per_share_replayable", "a share on a modern ClickHouse's disk, layout `replayable`"),
     ("outage_away_p99_ratio", "p99 of submits while ClickHouse is away for half an hour of 1,000 shares/s, to p99 before"),
     ("outage_away_drained_ratio", "rows shipped per second afterwards, to rows that arrive meanwhile"),
     ("replay_shares_per_s_per_core", "`log replay`: every verdict again from the rows, one core"),
-    ("group_worker_status_every_core_wall_ns", "`otedama shares --by worker,status`: a row of the log, on every core"),
+    ("group_minute_status_one_core_ns", "`otedama shares --by minute,status` over 10^8 rows: a row, one core"),
+    ("group_worker_status_every_core_wall_ns", "the same `--by worker,status`, wall time on every core"),
     ("listening_ms", "from start to listening"),
     ("binary_bytes", "the binary"),
 ];

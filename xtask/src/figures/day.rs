@@ -1,6 +1,7 @@
 //! The topic `day`: the log of a day made with real hashes, and everything that can be done with it: verified, judged again, summed, exported, shipped, queried.
 use super::{Bench, SERVER_CORE, number};
 use crate::Failure;
+use crate::engine;
 use crate::measure::{self, Scratch};
 use serde_json::Value;
 use std::path::Path;
@@ -82,17 +83,18 @@ impl Bench<'_> {
         Ok(figures)
     }
 
-    /// Into Debian's server, and into the modern engine where OTEDAMA_ENGINE and OTEDAMA_LIBCHDB name it.
+    /// Into Debian's server, and into the modern engine where it has been fetched.
     fn shipped(&self, log: &str, made: &Value, figures: &mut Vec<Value>, conditions: &str) -> Result<(), Failure> {
         crate::install::ensure(&crate::install::CLICKHOUSE)?;
-        let engine = std::env::var_os("OTEDAMA_ENGINE").is_some() && std::env::var_os("OTEDAMA_LIBCHDB").is_some();
-        for (server, wanted) in [("debian", true), ("engine", engine)] {
-            if !wanted {
-                println!("SKIP: {server} is not there: OTEDAMA_ENGINE and OTEDAMA_LIBCHDB name it");
+        let modern = if engine::is_fetched(self.root) { Some(self.modern()?) } else { None };
+        let servers = [("debian", Some(Vec::new())), ("engine", modern.map(Vec::from))];
+        for (server, variables) in servers {
+            let Some(variables) = variables else {
+                println!("SKIP: there is no modern engine: `cargo xtask engine` fetches it");
                 continue;
-            }
+            };
             let mut command = Command::new(self.examples.join("ship_log"));
-            command.arg(log).env("OTEDAMA_TEST_SERVER", server);
+            command.arg(log).env("OTEDAMA_TEST_SERVER", server).envs(variables);
             let result = measure::last_json_of(command, &[0])?;
             println!("{server}: {result}");
             same(&result, "rows", made, "rows")?;

@@ -75,7 +75,7 @@ impl Bench<'_> {
     }
 
     /// What tells an example to take the modern engine, which is fetched where it is missing.
-    fn modern(&self) -> Result<[(&'static str, String); 3], Failure> {
+    pub(super) fn modern(&self) -> Result<[(&'static str, String); 3], Failure> {
         let engine = engine::ensure(self.root)?;
         Ok([
             ("OTEDAMA_TEST_SERVER", "engine".to_owned()),
