@@ -80,6 +80,10 @@ pub struct Limits {
     /// Rows that the sealer encodes at once are a segment's; bytes of a row while it does, in the fullest layout: as it was journaled with its hash 96, its place in the order of
     /// the table 20, its values in the block 117.
     pub seal_row_bytes: u64,
+    /// Pieces of a segment that one insert holds at once.
+    pub pieces_per_insert: u64,
+    /// Bytes of a piece.
+    pub piece_bytes: u64,
     /// Latency histograms: one per net, and one that merges them.
     pub histograms_per_net: u64,
     /// Bytes of a histogram.
@@ -124,6 +128,8 @@ impl Default for Limits {
             root_cache_bytes: ROOT_CACHE_BYTES as u64,
             journal_files: 4,
             seal_row_bytes: 233,
+            pieces_per_insert: otedama_shipper::PIECES_KEPT as u64,
+            piece_bytes: otedama_sharelog::PIECE_BYTES as u64,
             histograms_per_net: 2,
             histogram_bytes: 64 << 10,
             stats_clients: CONNECTIONS_MAX as u64,
@@ -348,6 +354,13 @@ pub fn bounds(config: &Config, limits: &Limits) -> Vec<Bound> {
         limits.seal_row_bytes,
         Taken::AtMost,
         "never: a segment ends at this number of rows",
+    );
+    bound(
+        "segments on their way to ClickHouse",
+        u64::from(config.clickhouse.inserts_in_flight) * limits.pieces_per_insert,
+        limits.piece_bytes,
+        Taken::AtMost,
+        "the shipper waits for the connection",
     );
     bound("stats clients", limits.stats_clients, limits.stats_client_bytes, Taken::AtMost, "the newest waits in the listen queue");
     let log_full = match config.log.when_full {

@@ -1,7 +1,7 @@
 -- share_explained: One share explained from end to end
 -- question: What is known about this one share: who, where, on what, and why this verdict?
 -- param seg UInt64: its segment, as worker_shares or best_shares list it
--- param seq UInt64: its place in the segment
+-- param seq UInt64: its place by arrival in the segment
 -- answer: One row; ask for FORMAT Vertical. luck is its difficulty over what was asked, at least 1 where accepted. credited is what it counts for. With share_rehashed the hash itself can be
 --   computed again.
 SELECT

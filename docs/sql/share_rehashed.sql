@@ -1,7 +1,7 @@
 -- share_rehashed: The hash of one share, computed again in SQL
 -- question: Does this share's hash follow from what is on record about it?
 -- param seg UInt64: its segment, as worker_shares or best_shares list it
--- param seq UInt64: its place in the segment
+-- param seq UInt64: its place by arrival in the segment
 -- answer: Coinbase from the job's parts and the two extranonces, folded up the merkle branch (at most 16 levels, as many as a block can have), then the header of 80 bytes and its double
 --   SHA-256. agree = 1 when its difficulty is the one that was logged. Explorers show hash as it stands here.
 --   No row means that the share's session or job is unknown, as for a malformed submit.

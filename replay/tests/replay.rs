@@ -349,3 +349,17 @@ fn damage_is_told_and_never_taken_for_a_difference_nor_a_panic() {
         }
     }
 }
+
+#[test]
+fn a_place_that_two_rows_claim_is_damage_and_nothing_is_said_of_an_order() {
+    let (folder, _, _) = written(3000);
+    let rows: Vec<LoggedRow> = scan::rows(folder.path(), Filter::default()).expect("scan").collect::<Result<_, _>>().expect("a sound log");
+    let row = rows.iter().find(|row| row.seg != 0).expect("a sealed one");
+    forge(folder.path(), row, "seq", &(row.seq + 1).to_le_bytes());
+    let damaged: Vec<String> =
+        scan::rows(folder.path(), Filter::default()).expect("scan").filter_map(|row| Some(row.err()?.to_string())).collect();
+    assert!(matches!(damaged.as_slice(), [what] if what.contains("seq of its rows")), "{damaged:?}");
+    let problems = otedama_sharelog::verify::verify(folder.path(), None).expect("verify").problems;
+    assert!(problems.iter().any(|what| what.contains("seq of its rows")), "{problems:?}");
+    assert!(!problems.iter().any(|what| what.contains("arrived before") || what.contains("another segment or place")), "{problems:?}");
+}

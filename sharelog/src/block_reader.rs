@@ -43,7 +43,7 @@ impl BlockReader {
         let source = match open_for(plain, bytes) {
             Ok((file, is_direct)) => {
                 let length = file.metadata().map_err(LogError::io("stat", plain))?.len();
-                if length != bytes {
+                if length != bytes || bytes == 0 {
                     return Err(LogError::damaged(plain, format!("it has {length} bytes, its .meta says {bytes}")));
                 }
                 Source::File { file, is_direct }
@@ -67,7 +67,7 @@ impl BlockReader {
     pub fn next(&mut self, into: &mut AlignedBytes) -> Result<bool, LogError> {
         let length = usize::try_from(self.bytes - self.read).unwrap_or(usize::MAX).min(PIECE_BYTES);
         if length == 0 {
-            return Ok(false);
+            return if self.running == self.crc32c { Ok(false) } else { Err(self.sum_differs()) };
         }
         // Of a file that is read past the page cache, whole blocks: the last one ends behind the file.
         let room = into.room(length.next_multiple_of(ALIGN)).map_err(LogError::io("take memory for", &self.path))?;
@@ -75,7 +75,9 @@ impl BlockReader {
             Source::File { file, is_direct } => fill(file, is_direct, self.read, room).map_err(LogError::io("read", &self.path))?,
             Source::Memory(block) => {
                 let rest = usize::try_from(self.read).ok().and_then(|from| block.get(from..)).unwrap_or_default();
-                room.iter_mut().zip(rest).map(|(to, from)| *to = *from).count()
+                let count = rest.len().min(room.len());
+                room.iter_mut().zip(rest).for_each(|(to, from)| *to = *from);
+                count
             }
         };
         if count < length {
@@ -85,10 +87,13 @@ impl BlockReader {
         self.running = crc32c::crc32c_append(self.running, into.as_ref());
         self.read += length as u64;
         if self.read == self.bytes && self.running != self.crc32c {
-            let what = format!("its CRC-32C is {:08x}, its .meta says {:08x}", self.running, self.crc32c);
-            return Err(LogError::damaged(&self.path, what));
+            return Err(self.sum_differs());
         }
         Ok(true)
+    }
+
+    fn sum_differs(&self) -> LogError {
+        LogError::damaged(&self.path, format!("its CRC-32C is {:08x}, its .meta says {:08x}", self.running, self.crc32c))
     }
 }
 
@@ -171,6 +176,7 @@ mod tests {
             let (error, before) = read_all(&mut reader, &mut piece).expect_err("damaged");
             assert!(matches!(&error, LogError::Damaged { what, .. } if what.contains("CRC-32C")), "{error}");
             assert!(before < good.len(), "the block is unfinished");
+            assert!(reader.next(&mut piece).is_err(), "and stays so");
         }
         for other in [size - 1, size + 1] {
             let error = BlockReader::open(&path, other, sum).err().expect("another size");

@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 const BLOCK_ROWS: usize = 8192;
 /// Rows between two cuts from which on the table of identities pays.
 const RUN_ROWS_MIN: usize = 64;
-/// Columns of identities, in the order in which they are looked up: of worker and job, jobs are what stays the same from row to row.
+/// Columns of identities, in the order in which they are looked up: rows lie by worker, and what else changes with it is cut at.
 const IDENTITIES: [(Key, Column); 3] = [(Key::Worker, Column::Worker), (Key::Session, Column::Session), (Key::Job, Column::Job)];
 
 /// Groups the rows of `metas` that `filter` takes, on `threads` threads. Beside the sums: a sentence for each segment that could not be used, in their order.
@@ -206,11 +206,14 @@ fn shortest_s(keys: &[Key]) -> Option<u32> {
     keys.iter().filter_map(|&key| seconds_of(key)).min()
 }
 
+/// A week: a segment has one day.
+const SECONDS_MAX: u32 = 7 * 86_400;
+
 /// The times of the shortest key, counted from the first of a segment.
 struct Times {
     /// Seconds of one.
     length_s: u32,
-    /// 2^32 over `length_s`, rounded up: a product and a shift divide the seconds of a day exactly, and without the tens of cycles of a division.
+    /// 2^40 over `length_s`, rounded up: a product and a shift divide exactly up to `SECONDS_MAX`, and without the tens of cycles of a division.
     inverse: u64,
     /// The one that is counted as 0.
     first: u32,
@@ -219,7 +222,7 @@ struct Times {
 impl Times {
     fn new(length_s: Option<u32>) -> Self {
         let length_s = length_s.unwrap_or(86_400);
-        Self { length_s, inverse: (1_u64 << 32).div_ceil(u64::from(length_s)), first: 0 }
+        Self { length_s, inverse: (1_u64 << 40).div_ceil(u64::from(length_s)), first: 0 }
     }
 
     /// The one of a second, from the epoch.
@@ -230,7 +233,9 @@ impl Times {
     /// The one of a second, from the first.
     #[inline]
     fn since_first(&self, second: u32) -> u32 {
-        ((u64::from(second.wrapping_sub(self.first * self.length_s)) * self.inverse) >> 32) as u32
+        // A row from before the first, or of another week, is damaged: it stands apart.
+        let since = second.wrapping_sub(self.first * self.length_s).min(SECONDS_MAX);
+        ((u64::from(since) * self.inverse) >> 40) as u32
     }
 
     /// Where one counted from the first begins, seconds since the epoch.
@@ -487,4 +492,23 @@ impl<'a, const N: usize> Scan<'a, N> {
 #[inline]
 pub(crate) fn keys_of<const N: usize>(keys: &[Key; N], row: &LoggedRow) -> [u64; N] {
     keys.map(|key| key.of(row))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seconds_are_divided_exactly_as_far_as_a_segment_can_go() {
+        for length_s in [60, 3600, 86_400] {
+            let mut times = Times::new(Some(length_s));
+            times.first = times.number(1_795_248_000 + 59);
+            let begin = times.first * length_s;
+            for since in 0..=SECONDS_MAX {
+                assert_eq!(times.since_first(begin + since), since / length_s, "{since} s in parts of {length_s} s");
+            }
+            let apart = SECONDS_MAX / length_s;
+            assert_eq!([begin - 1, 0, u32::MAX].map(|second| times.since_first(second)), [apart; 3]);
+        }
+    }
 }

@@ -9,6 +9,8 @@ use otedama_primitives::ShareStatus;
 use std::collections::VecDeque;
 use std::path::Path;
 
+/// What is wrong with a segment whose rows cannot be put in order.
+pub(crate) const SEQ_DAMAGED: &str = "the seq of its rows are not 0, 1, 2 and so on, each once";
 /// Rows decoded at a time.
 const CHUNK_ROWS: usize = 4096;
 
@@ -152,7 +154,10 @@ impl Rows {
             self.next_row = 0;
             if self.store.read_native(&meta, &mut self.bytes)? {
                 let block = SegmentBlock::parse(&self.bytes).map_err(|what| LogError::damaged(&self.store.native_path(&meta), what))?;
-                block.arrivals(&mut self.arrivals);
+                if !block.arrivals(&mut self.arrivals) {
+                    self.arrivals.clear();
+                    return Err(LogError::damaged(&self.store.native_path(&meta), SEQ_DAMAGED));
+                }
             }
         }
     }

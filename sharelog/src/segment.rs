@@ -14,7 +14,7 @@ pub struct LoggedRow {
     pub instance: u16,
     /// Segment: directory epoch << 32 | sequence; 0 while the row is unsealed.
     pub seg: u64,
-    /// Index in the segment; while unsealed, index in the journal file.
+    /// Place by arrival in the segment; while unsealed, in the journal file.
     pub seq: u32,
     /// Arrival, microseconds since the epoch: columns `time` and `us`.
     pub arrival_us: u64,
@@ -325,9 +325,9 @@ impl<'a> SegmentBlock<'a> {
         self.rows
     }
 
-    /// Where its rows lie by arrival: the `i`-th that arrived at `into[i]`. Rows lie by worker, their `seq` counts arrivals; one that does not is damage, and they are given
-    /// as they lie.
-    pub fn arrivals(&self, into: &mut Vec<u32>) {
+    /// Where its rows lie by arrival: the `i`-th that arrived at `into[i]`. Rows lie by worker, their `seq` counts arrivals; false where one does not, which is damage, and
+    /// they are given as they lie.
+    pub fn arrivals(&self, into: &mut Vec<u32>) -> bool {
         const NONE: u32 = u32::MAX;
         into.clear();
         into.resize(self.rows, NONE);
@@ -337,10 +337,11 @@ impl<'a> SegmentBlock<'a> {
                 _ => {
                     into.clear();
                     into.extend(0..self.rows as u32);
-                    return;
+                    return false;
                 }
             }
         }
+        true
     }
 
     #[inline]

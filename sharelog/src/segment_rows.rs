@@ -164,7 +164,7 @@ impl SegmentRows {
         let rows = self.rows.len();
         self.rows.clear();
         self.table_order.clear();
-        self.hashes.clear();
+        self.hashes = Vec::new();
         self.layout = Layout::Rollup;
         // There are never more sums than rows were taken into them: none is written over before it is read.
         for at in 0..rows {
@@ -205,7 +205,7 @@ impl SegmentRows {
         }
         self.table_order.sort(&mut self.order);
         if !self.lay_out_in_order(seg)? {
-            // Workers with one upper half: those rows change places. A sort that keeps what is equal as it is, over what is all but sorted.
+            // Workers that only their lowest bits tell apart: those rows change places. A sort that keeps what is equal as it is, over what is all but sorted.
             let rows = self.rows.as_slice();
             self.order.sort_by_key(|&at| rows.get(at as usize).map_or(0, |row| row.worker));
             self.lay_out_in_order(seg)?;
@@ -285,6 +285,16 @@ impl SegmentRows {
         seg: u64,
         dimensions_end: u64,
     ) -> Result<SegmentMeta, LogError> {
+        let journaled: u64 = self.ranges.iter().map(|range| u64::from(range.end - range.first)).sum();
+        let here =
+            if self.layout == Layout::Rollup { self.share_count.iter().map(|&count| u64::from(count)).sum() } else { self.rows() as u64 };
+        if here != journaled {
+            // Never yet: sealing less than the journal has would let it go.
+            return Err(LogError::damaged(
+                path,
+                format!("the open segment has {here} shares of {journaled} in the journal, which stays as it is"),
+            ));
+        }
         self.lay_out(seg).map_err(LogError::io("take memory for", path))?;
         let written = write_block(storage, file, path, is_direct, self.block.as_ref())?;
         Ok(SegmentMeta {
@@ -378,6 +388,44 @@ mod tests {
                     prop_assert_eq!((row.instance, row.seg, row.share_count), (3, 9, 1));
                 }
                 open.clear();
+            }
+        }
+
+        #[test]
+        fn rolled_up_late_is_rolled_up_from_the_start(
+            segments in prop::collection::vec(
+                prop::collection::vec((0..4_u64, 0..3_u64, prop_oneof![4 => Just(0), 1 => 0..9_u8], any::<bool>(), any::<u32>()), 1..200),
+                1..4,
+            ),
+            kept in prop::sample::select(vec![Layout::Lean, Layout::Replayable, Layout::Full]),
+        ) {
+            let begin = |layout| SegmentRows { layout, run_prefix: 3 << 24, ..SegmentRows::default() };
+            let (mut late, mut early) = (begin(kept), begin(Layout::Rollup));
+            for segment in segments {
+                let mut arrival_us = 5_000_000;
+                let rows: Vec<ShareRow> = segment.iter().map(|&(worker, seconds, status, is_block, nonce)| {
+                    arrival_us += seconds * 400_000;
+                    let flags = if is_block && nonce % 4 == 0 { flags::BLOCK } else { 0 };
+                    // Some works that no two of fit 64 bits, and workers that only their lowest bits tell apart.
+                    let work = if nonce % 5 == 0 { u64::MAX - 1 } else { u64::from(nonce) };
+                    ShareRow { worker: (7 << 40) + worker, arrival_us, status, flags, nonce, work, latency_us: nonce >> 8, ..ShareRow::zeroed() }
+                }).collect();
+                for open in [&mut late, &mut early] {
+                    open.reserve().expect("memory");
+                    open.extend(&rows, &[], 1, 0, 1);
+                }
+                // A seal that failed, and is tried again as sums.
+                late.lay_out(9).expect("memory");
+                if late.layout != Layout::Rollup {
+                    late.roll_up();
+                }
+                late.lay_out(9).expect("memory");
+                early.lay_out(9).expect("memory");
+                prop_assert!(late.block.as_ref() == early.block.as_ref());
+                prop_assert_eq!((late.by_status, late.work_sum, late.last_us), (early.by_status, early.work_sum, early.last_us));
+                late.clear();
+                early.clear();
+                late.layout = kept;
             }
         }
     }

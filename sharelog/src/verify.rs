@@ -7,6 +7,7 @@ use crate::id_map::{IdMap, IdSet, mix};
 use crate::journal_scan::{JournalScan, read_journals};
 use crate::ledger::{Ledger, RowFacts};
 use crate::records::DimensionEntry;
+use crate::scan::SEQ_DAMAGED;
 use crate::segment::{JournalRange, LoggedRow, SegmentBlock, SegmentMeta, segment_name, utc_day};
 use crate::store::{self, SegmentStore};
 use otedama_primitives::ShareStatus;
@@ -411,11 +412,15 @@ fn segment(meta: &SegmentMeta, bytes: &[u8], checks: &mut RowChecks<'_>, report:
     let mut last_us = 0;
     let (mut misplaced, mut backwards, mut other_day, mut other_instance, mut no_sum) = (0u64, 0u64, 0u64, 0u64, 0u64);
     let mut arrivals = Vec::new();
-    block.arrivals(&mut arrivals);
+    let in_order = block.arrivals(&mut arrivals);
+    if !in_order {
+        // Nothing is said of an order that nobody knows.
+        report.problem(format!("{place}: {SEQ_DAMAGED}"));
+    }
     for (index, &at) in arrivals.iter().enumerate() {
         let row = block.row(at as usize);
-        misplaced += u64::from(row.seg != meta.seg || row.seq as usize != index);
-        backwards += u64::from(row.arrival_us < last_us);
+        misplaced += u64::from(row.seg != meta.seg || (in_order && row.seq as usize != index));
+        backwards += u64::from(in_order && row.arrival_us < last_us);
         other_day += u64::from(utc_day(row.arrival_us) != utc_day(meta.first_us));
         other_instance += u64::from(u32::from(row.instance) != meta.run_prefix >> 24);
         last_us = row.arrival_us;
@@ -445,7 +450,7 @@ fn segment(meta: &SegmentMeta, bytes: &[u8], checks: &mut RowChecks<'_>, report:
         report.problem(format!("{place}: its counts by status or sums of work are not those of its meta"));
     }
     let first_us = arrivals.first().map_or(meta.first_us, |&at| block.row(at as usize).arrival_us);
-    if first_us != meta.first_us || last_us != meta.last_us {
+    if in_order && (first_us != meta.first_us || last_us != meta.last_us) {
         report.problem(format!("{place}: its first or last arrival is not that of its meta"));
     }
 }

@@ -28,8 +28,8 @@ const SEGMENTS: u32 = 4;
 const ROWS: u64 = SEGMENT_ROWS as u64 * SEGMENTS as u64;
 const ROUNDS: usize = 5;
 
-/// How rows come into `shares`. Of the server's own ways, a table in order of arrival and a file are the same rows in the same order as in the log; a table that is sorted
-/// already leaves the server the least that there can be.
+/// How rows come into `shares`. Of the server's own ways, a table in order of arrival is what a pool without an order of its own would send; a table that is sorted already, and
+/// the files of the log, which are, leave the server the least that there can be.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Way {
     Shipper { in_flight: usize },

@@ -26,7 +26,7 @@ pub use probe::{MODERN_FROM, Method, Server, probe};
 pub use reconcile::{ReconcileError, ReconcileReport, reconcile, reconcile_with};
 pub use repair::{Left, RepairReport, RollUpHours, repair, repair_with};
 pub use ship::{Pace, Shipper};
-pub use sink::{Body, HttpSink, Remedy, Sink, SinkError, Timeouts, error_code};
+pub use sink::{Body, HttpSink, PIECES_KEPT, Remedy, Sink, SinkError, Timeouts, error_code};
 pub use state::{ShipperState, StateKind};
 
 /// Where and how to ship: `[clickhouse]` and `[pool]` of the config.

@@ -169,8 +169,10 @@ impl Default for Timeouts {
     }
 }
 
-/// Buffers of pieces that are kept for the next ones: one on its way, one being read.
-const PIECES_KEPT: usize = 2;
+/// Bytes handed to the connection at a time.
+const SENT_BYTES: usize = 1 << 20;
+/// Pieces of an insert that there are at once, at the most: two with the connection, one that waits for it, one being read. So many are kept for the next ones.
+pub const PIECES_KEPT: usize = 4;
 
 /// Memory of pieces, kept from segment to segment: every fresh page costs a fault, and a segment has ten thousand of them.
 #[derive(Default)]
@@ -318,8 +320,12 @@ impl Sink for HttpSink {
                 let reader = opened.map_err(|error| damaged(&path, error))?;
                 let mut pieces = Pieces { path, reader: Some(reader), home: Arc::clone(&self.kept) };
                 // Each piece is checked before it leaves, and the last one leaves only when the whole file has: a damaged segment stays an unfinished block, which no server commits.
-                while let Some(piece) = pieces.next().await? {
-                    insert.send(piece).await.map_err(|error| self.error(error))?;
+                while let Some(mut piece) = pieces.next().await? {
+                    while !piece.is_empty() {
+                        // In parts: the time that one may take is for so many bytes, however slow the line.
+                        let part = piece.split_to(piece.len().min(SENT_BYTES));
+                        insert.send(part).await.map_err(|error| self.error(error))?;
+                    }
                 }
                 pass("ship.body_sent");
             }
@@ -356,6 +362,9 @@ impl Pieces {
 /// `path` is what was to be read; an error may name what is there instead.
 fn damaged(path: &Path, error: LogError) -> SinkError {
     let (path, text) = match error {
+        LogError::Io { source, path, .. } if source.kind() == io::ErrorKind::OutOfMemory => {
+            return SinkError::Busy(format!("there is no memory to read segment {} with", path.display()));
+        }
         LogError::Io { source, path, .. } => (path, source.to_string()),
         LogError::Damaged { what, path } => (path, what),
         other => (path.to_path_buf(), other.to_string()),

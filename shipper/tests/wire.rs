@@ -5,7 +5,7 @@ mod mock;
 use log::Log;
 use mock::{Act, Mock};
 use otedama_sharelog::store::Cursor;
-use otedama_sharelog::{BlockStatus, Layout, LoggedRow, SegmentBlock};
+use otedama_sharelog::{BlockStatus, Layout, LoggedRow, PIECE_BYTES, SegmentBlock};
 use otedama_shipper::schema::segment_columns;
 use otedama_shipper::{Pace, Shipper, ShipperSettings, ShipperState, StateKind, Timeouts};
 use std::net::{Ipv4Addr, TcpListener};
@@ -288,18 +288,23 @@ async fn several_segments_in_flight_move_the_cursor_only_over_a_run_of_done_ones
 async fn a_damaged_segment_never_reaches_the_server_whole() {
     let mock = Mock::start(MODERN);
     let mut log = Log::new();
-    log.segment(20_000, 5);
+    log.segment(150_000, 5);
     let meta = log.store().segments().expect("segments").remove(0);
     let path = log.store().native_path(&meta);
     let sound = std::fs::read(&path).expect("the segment");
-    assert!(sound.len() > 1 << 20, "more than one piece: {}", sound.len());
-    let mut bytes = sound.clone();
-    bytes[500_000] ^= 1;
-    std::fs::write(&path, &bytes).expect("damaged");
+    assert!(sound.len() > 2 * PIECE_BYTES, "pieces leave before the last one is read: {}", sound.len());
+    // Behind the first piece, and in the last bytes: pieces before it have left.
+    for at in [PIECE_BYTES + 1000, sound.len() - 1] {
+        let mut bytes = sound.clone();
+        bytes[at] ^= 1;
+        std::fs::write(&path, &bytes).expect("damaged");
+        let run = start(settings(mock.url()), &log);
+        run.until("refusing", |state| state.kind() == StateKind::Refusing).await;
+        assert!(run.state.last_error().contains("CRC-32C"), "{}", run.state.last_error());
+        assert!(mock.segment_inserts().is_empty(), "only cut bodies arrived");
+        run.end().await;
+    }
     let run = start(settings(mock.url()), &log);
-    run.until("refusing", |state| state.kind() == StateKind::Refusing).await;
-    assert!(run.state.last_error().contains("CRC-32C"), "{}", run.state.last_error());
-    assert!(mock.segment_inserts().is_empty(), "only cut bodies arrived");
     std::fs::write(&path, &sound[..sound.len() - 1]).expect("cut");
     run.until("the other damage", |state| state.last_error().contains("bytes, its .meta says")).await;
     std::fs::write(&path, &sound).expect("restored from a copy");
