@@ -168,8 +168,13 @@ fn measure(folder: &std::path::Path, batch: usize, rows_wanted: u64) -> Result<(
     figure("journal_append_rows_per_s", per_core(appending), "rows/s per core", "rows made, appended and committed, per second of CPU");
     figure("journal_append_ns", ns(appending), "ns/row", "CPU time, rows made anew for each batch");
     figure("journal_append_longest_us", longest.as_micros() as f64, "us", "longest of every 4096th append, wall time");
-    figure("seal_read_ns", ns(reading), "ns/row", "CPU time to read and check the journal and lay columns out");
-    figure("seal_write_ns", ns(sealing + drained), "ns/row", "CPU time to sum, write and fsync segments");
+    figure("seal_read_ns", ns(reading), "ns/row", "CPU time to read and check the journal and gather its rows");
+    figure(
+        "seal_write_ns",
+        ns(sealing + drained),
+        "ns/row",
+        "CPU time to put rows in order, lay them out as columns, sum, write and fsync segments",
+    );
     figure("seal_ns", ns(reading + sealing + drained), "ns/row", "CPU time from journal to sealed segment, fsync included");
     figure("seal_rows_per_s", per_core(reading + sealing + drained), "rows/s per core", "rows sealed per second of CPU");
     figure("scan_ns", ns_of_all(scanning), "ns/row", "CPU time to read every row, checksums included");

@@ -2,8 +2,9 @@
 use crate::aligned::{ALIGN, AlignedBytes};
 use crate::error::LogError;
 use crate::segment_writer::DIRECT_FROM_BYTES;
+use crate::storage::leave_direct;
 use crate::store::read_block;
-use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::fs::OFlags;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -118,7 +119,7 @@ fn fill(file: &File, is_direct: &mut bool, offset: u64, room: &mut [u8]) -> io::
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             // A file system that opens a file for direct reads and then refuses them, or has given less than a block.
             Err(error) if *is_direct && error.kind() == io::ErrorKind::InvalidInput => {
-                fcntl_setfl(file, fcntl_getfl(file)? - OFlags::DIRECT)?;
+                leave_direct(file)?;
                 *is_direct = false;
             }
             Err(error) => return Err(error),

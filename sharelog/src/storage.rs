@@ -53,6 +53,12 @@ pub trait Storage: Send + Sync + 'static {
     }
 }
 
+/// From here on the file is read and written through the page cache.
+pub(crate) fn leave_direct(file: &File) -> io::Result<()> {
+    let flags = fcntl_getfl(file)?;
+    Ok(fcntl_setfl(file, flags - OFlags::DIRECT)?)
+}
+
 /// The real disk.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Disk;
@@ -73,8 +79,7 @@ impl Storage for Disk {
     }
 
     fn end_direct(&self, file: &File) -> io::Result<()> {
-        let flags = fcntl_getfl(file)?;
-        Ok(fcntl_setfl(file, flags - OFlags::DIRECT)?)
+        leave_direct(file)
     }
 
     fn fallocate(&self, file: &File, bytes: u64) -> io::Result<()> {

@@ -293,7 +293,7 @@ proptest! {
     }
 }
 
-/// Rows of ten workers, a thousand a second: ten sums of a hundred shares.
+/// Rows of one worker, a thousand a second: one sum of a thousand shares each.
 fn busy(index: u32) -> ShareRow {
     ShareRow { worker: WORKER, work: 3, status: 0, flags: 0, arrival_us: NOON_US + u64::from(index) * 1000, ..row(index) }
 }
